@@ -1,0 +1,61 @@
+"""An environment of somebody else, for the tests: a point on a line that must not leave [-1, 1].
+
+Observation: position (m), step / 20. Action: velocity in [-0.4, 0.4] m/s, 1 s a step. Reward: the position. Cost beyond
+1 m on either side. 20 steps. Its variants break the contract in one way each.
+"""
+
+import gymnasium as gym
+import numpy as np
+
+
+class MyEnv(gym.Env):
+    metadata = {"render_modes": []}
+
+    def __init__(self, cost=True, terminates=True, discrete=False, unbounded=False, infra_failure_at=None):
+        self.cost, self.terminates, self.infra_failure_at = cost, terminates, infra_failure_at
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = gym.spaces.Box(-0.4, 0.4, (1,), np.float32)
+        if discrete:
+            self.action_space = gym.spaces.Discrete(3)
+        if unbounded:
+            self.action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.steps = self.np_random.uniform(-0.5, 0.5), 0
+        return self.observation(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.position, self.steps = self.position + float(action[0]), self.steps + 1
+        violated = abs(self.position) > 1
+        info = {"is_success": self.position > 0.5, "acceleration": 1.0, "jerk": float(self.steps)}
+        if self.cost:
+            info["cost"] = float(violated)
+        failed = self.steps == self.infra_failure_at
+        if failed:
+            info["infra_failure"] = True
+        return self.observation(), self.position, violated and self.terminates, self.steps == 20 or failed, info
+
+    def observation(self):
+        return np.array([self.position, self.steps / 20], np.float32)
+
+
+class DictEnv(gym.ObservationWrapper):
+    metadata = MyEnv.metadata
+
+    def __init__(self):
+        super().__init__(MyEnv())
+        self.observation_space = gym.spaces.Dict({"where": self.env.observation_space})
+
+    def observation(self, observation):
+        return {"where": observation}
+
+
+gym.register("MyEnv-v0", entry_point=MyEnv)
+gym.register("NoCost-v0", entry_point=MyEnv, kwargs={"cost": False})
+gym.register("NotTerminating-v0", entry_point=MyEnv, kwargs={"terminates": False})
+gym.register("Discrete-v0", entry_point=MyEnv, kwargs={"discrete": True})
+gym.register("Unbounded-v0", entry_point=MyEnv, kwargs={"unbounded": True})
+gym.register("InfraFailure-v0", entry_point=MyEnv, kwargs={"infra_failure_at": 15})
+gym.register("Dict-v0", entry_point=DictEnv)

@@ -1,0 +1,189 @@
+"""Tests of the benchmark environments, and of the installation that they stand on."""
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import benchmark_envs
+
+
+@pytest.fixture
+def egg():
+    env = gym.make("benchmark_envs:EggManipulate", render_mode="rgb_array")
+    yield env
+    env.close()
+
+
+def rollout(env, seed, actions):
+    steps = [env.reset(seed=seed)[0]]
+    for action in actions:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        steps.append(np.append(obs, reward))
+        if terminated or truncated:
+            break
+    return steps
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space m..imum value")  # joint velocities have no bound
+def test_egg_passes_gymnasiums_checker(egg):
+    check_env(egg.unwrapped, skip_render_check=True)  # it would open a window for "human"
+
+
+def test_egg_same_seed_same_episode_whatever_came_before(egg):
+    actions = np.random.default_rng(0).uniform(-0.5, 0.5, (60, 20)).astype(np.float32)
+    first = rollout(egg, 3, actions)
+    rollout(egg, 9, -actions), egg.reset(seed=4), egg.render()
+    assert same(rollout(egg, 3, actions), first)
+    assert not same(rollout(egg, 4, actions), first)
+    code = "import sys; sys.path.insert(0, 'tests'); import numpy as np, gymnasium as gym, test_benchmark_envs as t; " \
+        "a = np.random.default_rng(0).uniform(-0.5, 0.5, (60, 20)).astype(np.float32); " \
+        "print(np.concatenate(t.rollout(gym.make('benchmark_envs:EggManipulate'), 3, a)).sum(dtype=float).hex())"
+    other_process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other_process.stdout.strip() == np.concatenate(first).sum(dtype=float).hex()
+
+
+def test_egg_observation(egg):
+    obs, _ = egg.reset(seed=0)
+    hand = egg.unwrapped.hand
+    assert obs.shape == (65,) and obs.dtype == np.float32
+    np.testing.assert_allclose(obs[54:61], hand.data.joint("object:joint").qpos, rtol=1e-6)
+    np.testing.assert_allclose(obs[48:54], hand.data.joint("object:joint").qvel, rtol=1e-6)
+    np.testing.assert_allclose(obs[61:], hand.goal[3:], rtol=1e-6)
+    assert np.linalg.norm(obs[61:]) == pytest.approx(1, abs=1e-6)
+
+
+def test_egg_rotation_error_against_rotation_matrices(egg):
+    """The angle of R_egg R_target^T from its trace: in [0, pi], and the same for q and -q."""
+    for seed in range(20):
+        egg.reset(seed=seed)
+        hand = egg.unwrapped.hand
+        _, reward, _, _, info = egg.step(np.zeros(20, np.float32))
+        matrices = []
+        for quaternion in (hand.data.joint("object:joint").qpos[3:], hand.goal[3:]):
+            matrix = np.zeros(9)
+            mujoco.mju_quat2Mat(matrix, quaternion / np.linalg.norm(quaternion))
+            matrices.append(matrix.reshape(3, 3))
+        angle = np.arccos(np.clip((np.trace(matrices[0] @ matrices[1].T) - 1) / 2, -1, 1))
+        assert info["rotation_error"] == pytest.approx(angle, abs=1e-5) and reward == -info["rotation_error"]
+        hand.goal[3:] *= -1
+        assert egg.unwrapped._info(0.0)["rotation_error"] == info["rotation_error"]
+
+
+def test_egg_success(egg):
+    egg.reset(seed=0)
+    hand = egg.unwrapped.hand
+    assert egg.step(np.zeros(20, np.float32))[4]["is_success"] == 0.0
+    hand.goal[3:] = hand.data.joint("object:joint").qpos[3:]
+    info = egg.step(np.zeros(20, np.float32))[4]
+    assert info["is_success"] == 1.0 and info["rotation_error"] < 0.1
+
+
+def test_egg_open_hand_drops_it(egg):
+    egg.reset(seed=0)
+    for step in range(100):
+        obs, _, terminated, _, info = egg.step(-np.ones(20, np.float32))
+        assert terminated == (info["cost"] == 1.0) == (obs[56] < 0.10)
+        if terminated:
+            break
+    assert (info["cost_drop"], info["cost_force"], info["cost"]) == (1.0, 0.0, 1.0) and 5 < step < 30
+
+
+def test_egg_full_grip_crushes_it(egg):
+    egg.reset(seed=0)
+    _, _, terminated, _, info = egg.step(np.ones(20, np.float32))
+    assert terminated and (info["cost_force"], info["cost_drop"], info["cost"]) == (1.0, 0.0, 1.0)
+    assert info["contact_force"] > 20
+
+
+def test_egg_force_is_the_largest_contact_over_the_substeps(egg):
+    """Against the sum of external forces on the egg: with one contact only, that contact's force is the whole."""
+    egg.reset(seed=1)
+    env, hand = egg.unwrapped, egg.unwrapped.hand
+    model, data = hand.model, hand.data
+    body, checked = model.geom("object").bodyid[0], 0
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        data.ctrl[:] = rng.uniform(*model.actuator_ctrlrange.T)
+        mujoco.mj_step(model, data)
+        if ((data.contact.geom1 == env.egg_geom) | (data.contact.geom2 == env.egg_geom)).sum() == 1:
+            mujoco.mj_rnePostConstraint(model, data)
+            assert env._largest_contact_force() == pytest.approx(np.linalg.norm(data.cfrc_ext[body, 3:]), rel=1e-6)
+            checked += 1
+    assert checked > 5
+
+
+def test_egg_zero_action_is_safe(egg):
+    for seed in range(3):
+        egg.reset(seed=seed)
+        for _ in range(100):
+            _, _, terminated, truncated, info = egg.step(np.zeros(20, np.float32))
+            assert not terminated and info["contact_force"] < 5
+        assert truncated
+
+
+def random_policy(episodes):
+    env, rng, first = gym.make("benchmark_envs:EggManipulate"), np.random.default_rng(0), []
+    for episode in range(episodes):
+        env.reset(seed=episode)
+        for step in range(100):
+            obs, _, terminated, _, _ = env.step(rng.uniform(-1, 1, 20).astype(np.float32))
+            assert np.isfinite(obs).all()
+            if terminated:
+                first.append(step)
+                break
+    env.close()
+    return len(first) / episodes, np.median(first)
+
+
+def test_egg_random_policy_violates_sometimes():
+    rate, _ = random_policy(20)
+    assert 0.05 <= rate <= 0.6
+
+
+@pytest.mark.slow
+def test_egg_random_policy_violation_rate():
+    rate, median = random_policy(100)
+    assert 0.15 <= rate <= 0.45 and 25 <= median <= 60
+
+
+def test_egg_renders_without_a_display(egg):
+    egg.reset(seed=0)
+    frame = egg.render()
+    assert frame.shape == (480, 480, 3) and frame.dtype == np.uint8 and frame.std() > 20
+
+
+def test_egg_arguments():
+    env = gym.make("benchmark_envs:EggManipulate", max_force=1e-6)
+    env.reset(seed=0)
+    assert env.step(np.zeros(20, np.float32))[4]["cost_force"] == 1.0
+
+
+def test_egg_vectorised():
+    envs = gym.vector.AsyncVectorEnv([lambda: gym.make("benchmark_envs:EggManipulate")] * 2)
+    obs, _ = envs.reset(seed=[0, 0])
+    assert obs.shape == (2, 65) and np.array_equal(obs[0], obs[1])
+    envs.step(envs.action_space.sample())
+    envs.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_safety_gymnasium_and_pybullet_are_installed_and_run():
+    for env_id in ("SafetyCarCircle2-v0", "SafetyHumanoidVelocity-v1"):
+        env = benchmark_envs.import_safety_gymnasium().make(env_id)
+        env.reset(seed=0)
+        assert len(env.step(env.action_space.sample())) == 6
+        env.close()
+    import pybullet
+
+    client = pybullet.connect(pybullet.DIRECT)
+    pybullet.stepSimulation(client)
+    pybullet.disconnect(client)

@@ -1,0 +1,464 @@
+"""Tests of the mathematics. They cut the block "Algorithm 1, lines 12 to 20" out of meta_sac_lag.py and execute that
+very text on small float64 networks: what is tested is the code that runs, not a copy of it."""
+
+import copy
+import math
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+
+import meta_sac_lag
+from meta_sac_lag import Actor, Args, ReplayBuffer, TwinCritic, rmsprop
+
+SCRIPT = Path(meta_sac_lag.__file__).read_text()
+BLOCK = SCRIPT.split("# >>> Algorithm 1, lines 12 to 20\n")[1].split("# <<< Algorithm 1, lines 12 to 20")[0]
+BLOCK = compile(textwrap.dedent(BLOCK), "meta_sac_lag.py, lines 12 to 20", "exec")
+OBS_DIM, ACTION_DIM = 3, 2
+
+
+class Buffer(ReplayBuffer):
+    """The script's buffer, its batches in the default floating-point type (float64 here)."""
+
+    def sample(self, *arguments):
+        batch = super().sample(*arguments)
+        for field, value in vars(batch).items():
+            setattr(batch, field, value.to(torch.get_default_dtype()))
+        return batch
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def row(obs_dim=OBS_DIM, action_dim=ACTION_DIM):
+    return dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
+
+
+def make_state(smooth=True, seed=0, obs_dim=OBS_DIM, action_dim=ACTION_DIM, fill=True, **flags):
+    """The names that the block reads, as the script makes them, on small networks and random data."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    flags = {"batch_size": 16, "hidden_size": 8, "nu_init": 2.0, "epsilon_init": 0.4, "alpha_init": 0.3, **flags}
+    args = Args(**flags)
+    actor = Actor(obs_dim, action_dim, args.hidden_size)
+    qr, qr_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=False) for _ in range(2))
+    qc, qc_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=True) for _ in range(2))
+    if smooth:  # finite differences need a smooth function
+        for net in (actor.net, *qr.twins, *qr_target.twins, *qc.twins, *qc_target.twins):
+            net[1], net[3] = torch.nn.Softplus(), torch.nn.Softplus()
+    with torch.no_grad():  # the twins well apart, so that min and max switch nowhere
+        for net in (qr, qr_target, qc, qc_target):
+            net.twins[1][-1].bias += 1.5
+    nu, epsilon = torch.tensor(args.nu_init), torch.tensor(args.epsilon_init, requires_grad=True)
+    log_alpha = torch.tensor(math.log(args.alpha_init), requires_grad=True)
+    D, D_s = (Buffer(64, rng, "cpu", **row(obs_dim, action_dim)) for _ in range(2))
+    D_0 = Buffer(64, rng, "cpu", obs=(obs_dim,))
+    phi = dict(actor.named_parameters())
+    for i in range(64 if fill else 0):
+        D_0.add(obs=rng.normal(size=obs_dim))
+        cost, obs, next_obs = float(i % 5 == 0), rng.normal(size=obs_dim), rng.normal(size=obs_dim)
+        action, terminated = rng.uniform(-1, 1, action_dim), float(i % 5 == 0 or i % 7 == 0)
+        transition = dict(obs=obs, action=action, reward=rng.normal(), cost=cost, next_obs=next_obs)
+        for buffer in (D, D_s) if cost else (D,):
+            buffer.add(**transition, terminated=terminated)
+    return dict(
+        args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target,
+        qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr),
+        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr),
+        nu=nu, epsilon=epsilon, log_alpha=log_alpha, alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr),
+        nu_square=torch.zeros(()), epsilon_square=torch.zeros(()),
+        phi_square={name: torch.zeros_like(parameter) for name, parameter in phi.items()},
+        D=D, D_s=D_s, D_0=D_0,
+    )
+
+
+def execute(state, seed=1, **values):
+    """Executes the block on a copy of `state`; returns all its names afterwards. `values` set scalars of the copy."""
+    names = copy.deepcopy(state)
+    with torch.no_grad():
+        for name, value in values.items():
+            names[name].fill_(value)
+    torch.manual_seed(seed)
+    names.update(torch=torch, rmsprop=rmsprop, functional_call=functional_call)
+    exec(BLOCK, names)
+    return names
+
+
+def after(names, state):
+    return {name: names[name] for name in state}
+
+
+def warm_state(rates=None, **options):
+    """Twenty updates at the real rates: every running mean of RMSProp has a history. Then `rates`, critics frozen."""
+    state = make_state(**options)
+    for i in range(20):
+        state = after(execute(state, seed=100 + i), state)
+    for name, rate in (rates or {}).items():
+        setattr(state["args"], name, rate)
+    for optimizer in (state["qr_optimizer"], state["qc_optimizer"]):
+        optimizer.param_groups[0]["lr"] = 0.0  # the critics' own updates are no part of the metagradients
+    return state
+
+
+def five_point(function, x, h):
+    return (function(x - 2 * h) - 8 * function(x - h) + 8 * function(x + h) - function(x + 2 * h)) / (12 * h)
+
+
+def closed_form(state, names):
+    """dJ_epsilon/depsilon and both parts of dJ_alpha/dalpha without autograd through RMSProp.
+
+    L is linear in its coefficients, g = g_r - alpha g_h - nu' g_c, and RMSProp acts on each element, so with
+    D = dphi'/dg and D2 = dD/dg: dphi'/dalpha = -D g_h, dphi'/dnu' = -D g_c,
+    dJ_eps/deps = <grad J_eps, -D g_c> dnu'/deps and, H being the Hessian of J_eps at phi',
+    d2J_eps/(deps dalpha) = [<H (D g_c), D g_h> + <grad J_eps, D2 g_h g_c>] dnu'/deps.
+    """
+    args, actor, qr, qc = (state[name] for name in ("args", "actor", "qr", "qc"))
+    rho, alpha, shapes = args.rmsprop_decay, state["log_alpha"].exp().item(), [p.shape for p in state["phi"].values()]
+
+    def flat(tensors):
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def unflat(vector):
+        parts = vector.split([shape.numel() for shape in shapes])
+        return {name: part.reshape(shape) for name, part, shape in zip(state["phi"], parts, shapes)}
+
+    def derivatives(x, v, rate, constant):
+        """RMSProp's theta'(x) = rate x / sqrt(rho v + (1 - rho) x^2 + constant), its first and second derivative."""
+        kept, root2 = rho * v + constant, rho * v + (1 - rho) * x**2 + constant
+        step = rate * x / root2**0.5
+        return step, rate * kept / root2**1.5, -3 * rate * (1 - rho) * x * kept / root2**2.5
+
+    torch.manual_seed(1)  # the noise of the block, in the block's order
+    actor(names["B_c"].next_obs), actor(names["B"].next_obs)
+    action, log_pi, _ = actor(names["B"].obs)
+    J_c = qc(names["B"].obs, action).max(0).values.mean()
+    terms = (qr(names["B"].obs, action).min(0).values.mean(), log_pi.mean(), J_c)
+    g_r, g_h, g_c = (flat(torch.autograd.grad(J, state["phi"].values(), retain_graph=True)) for J in terms)
+    gap = (J_c - state["epsilon"]).detach()
+    nu_step, dnu, _ = derivatives(gap, state["nu_square"], args.nu_lr, 1e-20)
+    nu_new, dnu_depsilon = state["nu"] + nu_step, -dnu
+    g, v = g_r - alpha * g_h - nu_new * g_c, flat(state["phi_square"].values())
+    step, D, D2 = derivatives(g, v, args.policy_lr, 1e-12)
+    phi_new = (flat(state["phi"].values()) + step).detach().requires_grad_()
+    noise_state = torch.get_rng_state()
+
+    def J_epsilon(phi):
+        torch.set_rng_state(noise_state)
+        obs = names["B_new"].obs
+        a, _, _ = functional_call(actor, unflat(phi), (obs,))
+        q_r, q_c = qr(obs, a).min(0).values, qc(obs, a).max(0).values
+        if args.epsilon_objective == "linear":
+            return nu_new * q_c.mean() - q_r.mean()
+        return torch.where(q_r < 0, q_r * q_c, q_r * (1 - q_c)).mean()
+
+    (dJ,) = torch.autograd.grad(J_epsilon(phi_new), phi_new, create_graph=True)
+    (H_Dgc,) = torch.autograd.grad(dJ, phi_new, D * g_c)
+    dJ = dJ.detach()
+    sign = 1 if args.epsilon_step == "ascent" else -1
+    grad_epsilon = -(dJ @ (D * g_c)) * dnu_depsilon
+    second = (H_Dgc @ (D * g_h) + dJ @ (D2 * g_h * g_c)) * dnu_depsilon
+    step, depsilon, _ = derivatives(sign * grad_epsilon, state["epsilon_square"], args.epsilon_lr, 1e-20)
+
+    _, _, a = functional_call(actor, unflat(phi_new), (names["S_0"].obs,))
+    q_r, q_c = qr(names["S_0"].obs, a).min(0).values.mean(), qc(names["S_0"].obs, a).max(0).values.mean()
+    (dJ_alpha,) = torch.autograd.grad(q_r - nu_new * q_c, phi_new)
+    return dict(
+        nu_new=nu_new, phi_new=phi_new.detach(), epsilon_new=(state["epsilon"] + step).detach(),
+        grad_epsilon=grad_epsilon, grad_alpha_direct=-(dJ_alpha @ (D * g_h)),
+        grad_alpha_via_epsilon=nu_new * depsilon * sign * second,
+    )
+
+
+def close(x, y, tolerance):
+    assert x == pytest.approx(y, rel=tolerance, abs=0), f"{x} != {y}, relative {abs(x - y) / abs(y):.1e}"
+
+
+VARIANTS = [(o, s) for o in ("linear", "nonlinear") for s in ("ascent", "descent")]
+LARGE_RATES = dict(policy_lr=0.05, nu_lr=0.05, epsilon_lr=0.05)
+
+
+@pytest.mark.parametrize("objective, sign", VARIANTS)
+def test_metagradients_against_finite_differences(objective, sign):
+    state = warm_state(LARGE_RATES, epsilon_objective=objective, epsilon_step=sign)
+    names = execute(state)
+    epsilon, alpha = state["epsilon"].item(), state["log_alpha"].exp().item()
+
+    def J_epsilon(value):
+        moved = execute(state, epsilon=value)
+        if objective == "nonlinear":
+            return moved["J_epsilon"].item()
+        return (names["nu_copy"] * moved["q_c"] - moved["q_r"]).mean().item()  # nu'_copy does not move with epsilon
+
+    def J_alpha(value):
+        return execute(state, log_alpha=math.log(value))["J_alpha"].item()
+
+    close(names["grad_epsilon"].item(), five_point(J_epsilon, epsilon, 3e-3), 1e-6)
+    close(names["grad_alpha"].item(), five_point(J_alpha, alpha, 3e-4), 1e-6)
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("objective, sign", VARIANTS)
+def test_metagradients_against_closed_form(objective, sign, smooth):
+    """At the real rates, with the script's own ReLU too."""
+    state = warm_state(epsilon_objective=objective, epsilon_step=sign, smooth=smooth)
+    names = execute(state)
+    expected = closed_form(state, names)
+    for name in ("nu_new", "epsilon_new", "grad_epsilon", "grad_alpha_direct", "grad_alpha_via_epsilon"):
+        close(names[name].item(), expected[name].item(), 1e-9)
+    phi_new = torch.cat([p.reshape(-1) for p in names["phi_new"].values()])
+    torch.testing.assert_close(phi_new, expected["phi_new"], rtol=1e-12, atol=1e-14)
+    assert names["grad_alpha"] == names["grad_alpha_direct"] + names["grad_alpha_via_epsilon"]
+
+
+def test_phi_is_the_same_function_as_with_the_whole_graph_kept():
+    """Taking g_r, g_h, g_c as constants changes nothing: autograd through the whole of L gives the same."""
+    state = warm_state(smooth=False)
+    names = execute(state)
+    args, actor, phi = state["args"], state["actor"], state["phi"]
+    alpha, epsilon = state["log_alpha"].exp(), state["epsilon"]
+    torch.manual_seed(1)
+    actor(names["B_c"].next_obs), actor(names["B"].next_obs)
+    obs = names["B"].obs
+    action, log_pi, _ = actor(obs)
+    q_r, q_c = state["qr"](obs, action).amin(0), state["qc"](obs, action).amax(0)
+    # nabla_phi L(pi_phi, nu', epsilon, alpha) is the partial derivative: nu' is an argument, whatever it came from
+    nu_new, _ = rmsprop(
+        state["nu"], q_c.mean().detach() - epsilon, state["nu_square"], args.nu_lr, args.rmsprop_decay, 1e-20
+    )
+    L = (q_r - alpha * log_pi - nu_new * (q_c - epsilon)).mean()
+    dL_dphi = torch.autograd.grad(L, phi.values(), create_graph=True)
+    phi_new = {
+        n: rmsprop(p, g, state["phi_square"][n], args.policy_lr, args.rmsprop_decay, 1e-12)[0]
+        for (n, p), g in zip(phi.items(), dL_dphi)
+    }
+    action, _, _ = functional_call(actor, phi_new, (names["B_new"].obs,))
+    q_r, q_c = state["qr"](names["B_new"].obs, action).amin(0), state["qc"](names["B_new"].obs, action).amax(0)
+    J_epsilon = (nu_new.detach() * q_c - q_r).mean()
+    (grad_epsilon,) = torch.autograd.grad(J_epsilon, epsilon, create_graph=True)
+    close(names["grad_epsilon"].item(), grad_epsilon.item(), 1e-9)
+    epsilon_new, _ = rmsprop(
+        epsilon.detach(), grad_epsilon, state["epsilon_square"], args.epsilon_lr, args.rmsprop_decay, 1e-20
+    )
+    (via_epsilon,) = torch.autograd.grad(nu_new.detach() * epsilon_new, alpha)  # dJ_alpha/depsilon' is nu'
+    close(names["grad_alpha_via_epsilon"].item(), via_epsilon.item(), 1e-9)
+
+
+def test_nu_copy_is_detached():
+    state = warm_state()
+    names = execute(state)
+    (dnu,) = torch.autograd.grad(rmsprop_of_nu(state, names), state["epsilon"])
+    attached = names["grad_epsilon"] + dnu * names["q_c"].mean()  # what the gradient would be without the detachment
+    assert abs(attached / names["grad_epsilon"] - 1) > 0.1  # so a missing detach cannot pass the tests above
+
+
+def rmsprop_of_nu(state, names):
+    args, gap = state["args"], names["J_c"].detach() - state["epsilon"]
+    return rmsprop(state["nu"], gap, state["nu_square"], args.nu_lr, args.rmsprop_decay, 1e-20)[0]
+
+
+@pytest.mark.parametrize("sign", ["ascent", "descent"])
+def test_alpha_through_epsilon_flag(sign):
+    on = warm_state(epsilon_step=sign)
+    off = copy.deepcopy(on)
+    off["args"].alpha_through_epsilon = False
+    on, off = execute(on), execute(off)
+    assert on["grad_alpha_via_epsilon"] != 0
+    assert off["grad_alpha_via_epsilon"] == 0 and off["grad_alpha"] == off["grad_alpha_direct"]
+    close(off["grad_alpha_direct"].item(), on["grad_alpha_direct"].item(), 1e-12)
+    close(off["epsilon_new"].item(), on["epsilon_new"].item(), 1e-12)
+
+
+def test_steps_go_the_way_the_paper_says():
+    """nu rises while E[Q_c] > epsilon and falls below it; epsilon climbs dJ_epsilon or descends it; alpha climbs."""
+    for sign in ("ascent", "descent"):
+        state = warm_state(epsilon_step=sign)
+        names = execute(state)
+        step = names["epsilon_new"] - state["epsilon"]
+        assert torch.sign(step) == torch.sign(names["grad_epsilon"]) * (1 if sign == "ascent" else -1)
+    for epsilon in (0.05, 0.95):
+        state = make_state(epsilon_init=epsilon)
+        names = execute(state)
+        assert torch.sign(names["nu_new"] - state["nu"]) == torch.sign(names["J_c"] - epsilon)
+    state = warm_state()  # a fresh Adam's first step is one learning rate long, along the sign of dJ_alpha/dalpha
+    state["alpha_optimizer"] = torch.optim.Adam([state["log_alpha"]], lr=0.01)
+    names = execute(state)
+    close((names["log_alpha"] - state["log_alpha"]).item(), 0.01 * torch.sign(names["grad_alpha"]).item(), 1e-2)
+    close(names["log_alpha"].grad.item(), -(names["alpha"] * names["grad_alpha"]).item(), 1e-12)  # d/dlog alpha
+
+
+def test_metagradients_are_taken_on_fresh_data():
+    """Line 17: B' is another batch than B. Line 19: the initial states come from D_0."""
+    names = execute(make_state())
+    assert not torch.equal(names["B_new"].obs, names["B"].obs)
+    in_D_0 = (names["S_0"].obs[:, None] == torch.as_tensor(names["D_0"].rows["obs"])).all(-1).any(-1)
+    assert in_D_0.all() and len(in_D_0) == names["args"].batch_size
+
+
+def test_commit_projects_and_keeps_phi_prime():
+    state = make_state(nu_init=1e-5, epsilon_init=1.0, alpha_init=1.0, nu_lr=0.1, epsilon_lr=0.5, alpha_lr=0.5)
+    for i in range(6):
+        names = execute(state, seed=i)
+        assert names["nu"] == names["nu_new"].clamp(min=0)
+        assert names["epsilon"] == names["epsilon_new"].clamp(0, 1)
+        assert names["log_alpha"] <= 0
+        for name, parameter in names["actor"].named_parameters():
+            assert parameter is names["phi"][name] and torch.equal(parameter, names["phi_new"][name])
+            assert torch.equal(names["phi_square"][name], names["phi_square_new"][name])
+            assert not names["phi_square"][name].requires_grad and not torch.equal(
+                names["phi_square"][name], state["phi_square"][name]
+            )
+        assert names["nu_square"] == names["nu_square_new"] != state["nu_square"]
+        assert names["epsilon_square"] == names["epsilon_square_new"]
+        assert i == 0 or names["epsilon_square"] != state["epsilon_square"]  # the first metagradient is 0: no history
+        state = after(names, state)
+    state = make_state(nu_init=1e-5, epsilon_init=1.0, nu_lr=0.1)  # E[Q_c] < 1 = epsilon: nu would leave for below 0
+    names = execute(state)
+    assert names["nu_new"] < 0 and names["nu"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cold_state_is_finite_a_dead_relu_included(dtype):
+    torch.set_default_dtype(dtype)
+    for objective, sign in VARIANTS:
+        state = make_state(smooth=False, epsilon_objective=objective, epsilon_step=sign)
+        with torch.no_grad():
+            state["actor"].net[0].bias[0] = -1e3
+            state["actor"].net[2].bias[1] = -1e3
+        for i in range(3):
+            names = execute(state, seed=i)
+            scalars = "nu epsilon log_alpha grad_epsilon grad_alpha loss_qr loss_qc".split()
+            tensors = [*(names[name] for name in scalars), *names["phi"].values(), *names["phi_square"].values()]
+            assert all(torch.isfinite(tensor).all() for tensor in tensors)
+            state = after(names, state)
+        dead = state["actor"].net[0].weight[0]
+        assert torch.equal(dead, make_state(smooth=False).get("actor").net[0].weight[0])  # it was dead indeed
+
+
+def test_rmsprop_against_torch():
+    """The two agree where the constant is 0 (torch adds it outside the root)."""
+    torch.manual_seed(0)
+    theta = torch.randn(7)
+    parameter = theta.clone().requires_grad_()
+    optimizer = torch.optim.RMSprop([parameter], lr=0.01, alpha=0.9, eps=0.0, maximize=True)
+    square_avg = torch.zeros(7)
+    for _ in range(20):
+        gradient = torch.randn(7)
+        theta, square_avg = rmsprop(theta, gradient, square_avg, 0.01, 0.9, 0.0)
+        parameter.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(theta, parameter.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_actor_density():
+    """log pi is the density of the squashed Gaussian: over a one-dimensional action it integrates to 1, and the
+    entropy under samples agrees with the integral's."""
+    torch.manual_seed(0)
+    actor = Actor(1, 1, 4)
+    obs = torch.zeros(400_000, 1)
+    action, log_pi, det = actor(obs)
+    mean, log_std = actor.net(obs[:1]).chunk(2, -1)
+    std = torch.exp(-5 + 3.5 * (torch.tanh(log_std) + 1))
+    a = torch.linspace(-1 + 1e-7, 1 - 1e-7, 2_000_001)
+    u = torch.atanh(a)
+    density = torch.exp(-0.5 * ((u - mean[0]) / std[0]) ** 2) / (std[0] * math.sqrt(2 * math.pi)) / (1 - a**2)
+    assert torch.trapezoid(density, a).item() == pytest.approx(1, abs=1e-3)
+    i = torch.searchsorted(a, action[:1000, 0]).clamp(max=len(a) - 1)
+    torch.testing.assert_close(log_pi[:1000].exp(), density[i], rtol=1e-2, atol=1e-3)
+    assert (det.abs() < 1).all() and torch.equal(det[0], torch.tanh(mean[0]))
+
+
+@pytest.mark.parametrize("reward_scale", [1.0, 20.0])
+def test_critic_targets_on_a_hand_made_batch(reward_scale):
+    """One ordinary step, one truncated, one terminated without and one with a violation; told apart by the reward.
+
+    The script stores every violation as terminated; the fifth, not terminated, tests Eq. 2's own mask (1 - c)."""
+    state = make_state(fill=False, reward_scale=reward_scale, batch_size=64)
+    rng = np.random.default_rng(3)
+    kinds = {1.0: "ordinary", 2.0: "truncated", 3.0: "terminated", 4.0: "violation", 5.0: "violation going on"}
+    for reward, kind in kinds.items():
+        cost, terminated = float("violation" in kind), float(kind in ("terminated", "violation"))
+        transition = dict(obs=rng.normal(size=3), action=rng.uniform(-1, 1, 2), reward=reward, cost=cost)
+        transition.update(next_obs=rng.normal(size=3), terminated=terminated)
+        for buffer in (state["D"], state["D_s"]) if cost else (state["D"],):
+            buffer.add(**transition)
+    state["D_0"].add(obs=np.zeros(3))
+    names, args, alpha = execute(state), state["args"], math.exp(state["log_alpha"].item())
+
+    torch.manual_seed(1)
+    next_action, _, _ = state["actor"](names["B_c"].next_obs)
+    both = state["qc_target"](names["B_c"].next_obs, next_action)
+    for reward, target, q1, q2 in zip(names["B_c"].reward, names["target_c"], *both):
+        bootstrapped = args.gamma_c * max(q1.item(), q2.item())
+        expected = {"ordinary": bootstrapped, "truncated": bootstrapped, "terminated": 0.0}
+        close(target.item(), expected.get(kinds[reward.item()], 1.0), 1e-12)
+    assert (names["target_c"] >= 0).all() and (names["target_c"] <= 1).all()
+
+    next_action, log_pi, _ = state["actor"](names["B"].next_obs)
+    both = state["qr_target"](names["B"].next_obs, next_action)
+    for reward, target, log_p, q1, q2 in zip(names["B"].reward, names["target_r"], log_pi, *both):
+        r, value = reward_scale * reward.item(), args.gamma_r * (min(q1.item(), q2.item()) - alpha * log_p.item())
+        expected = {"ordinary": r + value, "truncated": r + value, "violation going on": r + value}
+        close(target.item(), expected.get(kinds[reward.item()], r), 1e-12)
+    assert {kinds[r] for r in names["B"].reward.tolist()} == set(kinds.values())  # all five were in the batch
+
+
+@pytest.mark.parametrize("violations_count_twice", [False, True])
+def test_safety_critic_learns_the_probabilities_of_a_chain(violations_count_twice):
+    """States 0 -> 1 -> 2 -> end; each step violates with probability p of its state. Known: Q = p + (1 - p) gamma Q'.
+
+    With the violations in D and in D_s (the default), the safety critic's batches hold each of them twice, so it
+    learns the chain with p replaced by 2 p / (1 + p): a bias to the careful side that the README states.
+    """
+    torch.set_default_dtype(torch.float32)
+    p, gamma = np.array([0.05, 0.2, 0.4]), 0.9
+    state = make_state(
+        fill=False, obs_dim=3, action_dim=1, gamma_c=gamma, batch_size=256, hidden_size=32, q_lr=2e-3, tau=0.02
+    )
+    rows, rng = row(3, 1), np.random.default_rng(0)
+    state["D"], state["D_s"] = Buffer(3000, rng, "cpu", **rows), Buffer(3000, rng, "cpu", **rows)
+    states = np.eye(3)
+    for s in range(3):
+        for i in range(1000):
+            cost = float(i < 1000 * p[s])
+            transition = dict(obs=states[s], action=rng.uniform(-1, 1, 1), reward=0.0, cost=cost)
+            transition.update(next_obs=states[min(s + 1, 2)], terminated=float(cost or s == 2))
+            for buffer in (state["D"], state["D_s"]) if cost and violations_count_twice else (state["D"],):
+                buffer.add(**transition)
+    state["D_0"].add(obs=states[0])
+    state["args"].batch_size = 256
+    for i in range(1200):
+        torch.manual_seed(i)
+        if i == 800:
+            state["qc_optimizer"].param_groups[0]["lr"] = 2e-4
+        state.update(torch=torch, rmsprop=rmsprop, functional_call=functional_call)
+        exec(BLOCK, state)
+    if violations_count_twice:
+        p = 2 * p / (1 + p)
+    q2 = p[2]
+    q1 = p[1] + (1 - p[1]) * gamma * q2
+    q0 = p[0] + (1 - p[0]) * gamma * q1
+    with torch.no_grad():
+        actions = torch.linspace(-1, 1, 21)[:, None]
+        for s, q in enumerate((q0, q1, q2)):
+            learned = state["qc"](torch.eye(3)[s].expand(21, 3), actions).mean().item()
+            assert learned == pytest.approx(q, abs=0.02), f"state {s}"
+
+
+def test_pool_is_sampled_as_one():
+    """D u D_s: every row of both with one probability, and a full ring forgets its oldest rows."""
+    rng = np.random.default_rng(0)
+    D, D_s = ReplayBuffer(4, rng, "cpu", x=()), ReplayBuffer(4, rng, "cpu", x=())
+    for x in range(6):
+        D.add(x=x)  # 0 and 1 are overwritten
+    D_s.add(x=10)
+    drawn = torch.bincount(D.sample(50_000, D_s).x.long(), minlength=11)
+    assert drawn.nonzero().flatten().tolist() == [2, 3, 4, 5, 10]
+    assert (drawn[drawn > 0] / 50_000 - 0.2).abs().max() < 0.01
+    assert D_s.sample(5).x.tolist() == [10] * 5 and len(D) == 4 and len(D_s) == 1

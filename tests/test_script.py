@@ -1,0 +1,275 @@
+"""Tests of meta_sac_lag.py as its users meet it: through the command line, and copied elsewhere."""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "meta_sac_lag.py"
+SHORT = "--total-timesteps 300 --learning-starts 100 --initial-states 4 --batch-size 32 --hidden-size 16".split()
+TAGS = (
+    "charts/episodic_return charts/episodic_length charts/violation charts/violation_rate charts/violations_total "
+    "charts/success_rate charts/SPS meta/epsilon meta/alpha meta/nu meta/grad_epsilon meta/grad_alpha "
+    "meta/grad_alpha_direct meta/grad_alpha_via_epsilon losses/qr losses/qc losses/policy losses/entropy "
+    "values/qr values/qc"
+).split()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(ROOT / "tests" / "my_env.py", tmp_path)
+    return tmp_path
+
+
+def run(folder, *flags, script=SCRIPT, **environment):
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, flags)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def train(folder, *flags, **environment):
+    """Runs the script to its end and returns the new run folder."""
+    before = set(folder.glob("runs/*"))
+    result = run(folder, *flags, **environment)
+    assert result.returncode == 0, result.stderr
+    (run_dir,) = set(folder.glob("runs/*")) - before
+    return run_dir
+
+
+def scalars(run_dir):
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def train_in_process(folder, monkeypatch, env_id, *flags):
+    """Runs the script here; returns all names of its flat main: the buffers, the networks, the environment."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "argv", ["meta_sac_lag.py", "--env-id", env_id, *map(str, flags)])
+    return runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_the_command_of_the_readme(tmp_path):
+    """`python meta_sac_lag.py --env-id EggManipulate --seed 1`, a few hundred steps of it: tags, policy file."""
+    flags = "--env-id EggManipulate --seed 1 --total-timesteps 400 --learning-starts 200 --initial-states 4".split()
+    run_dir = train(tmp_path, *flags)
+    assert re.fullmatch(r"EggManipulate__meta_sac_lag__1__\d{10}", run_dir.name)
+    written = scalars(run_dir)
+    assert set(written) == set(TAGS)
+    assert [step for step, _ in written["meta/nu"]] == [300, 400]
+    assert written["meta/nu"][-1][1] == pytest.approx(100, abs=0.5)  # Table 1
+    assert all(np.isfinite(value) for series in written.values() for _, value in series)
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    assert "hyperparameters/text_summary" in events.Tags()["tensors"]
+
+    # The README's lines that use a trained policy elsewhere, word for word but for the path
+    code = re.search(r"```python\n(import gymnasium.*?torch\.load.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    code, replaced = re.subn(r'"runs/.*?\.pt"', repr(str(run_dir / "policy_400.pt")), code)
+    assert replaced == 1
+    names = {}
+    exec(code, names)
+    assert names["action"].shape == (20,) and names["env"].action_space.contains(names["action"])
+
+
+def test_same_seed_same_scalars(tmp_path):
+    flags = "--env-id EggManipulate --total-timesteps 500 --learning-starts 250 --initial-states 4".split()
+    a, b, c = (scalars(train(tmp_path, *flags, "--seed", seed)) for seed in (1, 1, 2))
+    for run_ in (a, b, c):
+        del run_["charts/SPS"]
+    assert a == b
+    assert all(a[tag] != c[tag] for tag in ("meta/nu", "losses/qr", "values/qc", "charts/episodic_return"))
+
+
+def test_copied_alone(folder):
+    """The one file in an empty folder, with an environment that is defined there."""
+    shutil.copy(SCRIPT, folder)
+    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, script=folder / "meta_sac_lag.py")
+    assert result.returncode == 0, result.stderr
+    (run_dir,) = folder.glob("runs/my_env_MyEnv-v0__*")
+    assert set(scalars(run_dir)) == {*TAGS, "charts/acceleration", "charts/jerk"}
+    result = run(folder, "--env-id", "EggManipulate", script=folder / "meta_sac_lag.py")
+    assert_one_line(result, "benchmark_envs")  # told which file is missing
+
+
+def test_the_environment_of_the_readme(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    code = re.search(r"```python\n(import gymnasium as gym\n\n\nclass .*?)```", readme, re.S)[1]
+    (tmp_path / "my_env.py").write_text(code)
+    written = scalars(train(tmp_path, "--env-id", "my_env:SlowPendulum-v0", *SHORT, "--total-timesteps", 600))
+    assert written["charts/violations_total"][-1][1] > 0
+
+
+def test_copied_alone_on_the_newest_gymnasium(folder, tmp_path_factory):
+    newest = tmp_path_factory.mktemp("newest")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(newest), "gymnasium==1.4.0"]
+    if subprocess.run(pip, capture_output=True).returncode:
+        pytest.skip("no package index in reach")
+    shutil.copy(SCRIPT, folder)
+    flags = ["--env-id", "my_env:MyEnv-v0", *SHORT]
+    (folder / "version.py").write_text("import gymnasium; print(gymnasium.__version__)")
+    assert run(folder, script=folder / "version.py", PYTHONPATH=str(newest)).stdout.strip() == "1.4.0"
+    result = run(folder, *flags, script=folder / "meta_sac_lag.py", PYTHONPATH=str(newest))
+    assert result.returncode == 0, result.stderr
+    old = train(folder, *flags)
+    (new,) = set(folder.glob("runs/*")) - {old}
+    new, old = scalars(new), scalars(old)
+    assert all(new[tag] == old[tag] for tag in new if tag != "charts/SPS")  # and to the bit the same run
+
+
+@pytest.mark.parametrize("in_d", [True, False])
+def test_buffers_get_the_transitions_they_should(folder, monkeypatch, in_d):
+    flag = "--store-violations-in-d" if in_d else "--no-store-violations-in-d"
+    names = train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT, flag)
+    D, D_s, D_0 = (
+        {field: rows[: len(names[b])] for field, rows in names[b].rows.items()} for b in ("D", "D_s", "D_0")
+    )
+    violations, episodes = names["violations_total"], names["episode"] - 4
+    assert violations > 3
+    assert len(D_s["cost"]) == violations and (D_s["cost"] == 1).all() and (D_s["terminated"] == 1).all()
+    assert (abs(D_s["next_obs"][:, 0]) > 1).all()
+    assert len(D["cost"]) == (300 if in_d else 300 - violations)
+    assert D["cost"].sum() == (violations if in_d else 0)
+    outside = abs(D["next_obs"][:, 0]) > 1
+    assert (D["cost"] == outside).all() and (D["terminated"] == outside).all()  # time limits are no terminations
+    assert (D["next_obs"][:, 1] == 1).any()  # there were some
+    assert len(D_0["obs"]) == 4 + episodes and (D_0["obs"][:, 1] == 0).all()
+    assert len(np.unique(D_0["obs"][:, 0])) == len(D_0["obs"])  # each episode has a seed of its own
+    # Actions are stored in [-1, 1]; the environment saw 0.4 of them, and rewards are stored as they came
+    np.testing.assert_allclose(D["next_obs"][:, 0] - D["obs"][:, 0], 0.4 * D["action"][:, 0], atol=1e-6)
+    np.testing.assert_allclose(D["reward"], D["next_obs"][:, 0], atol=1e-6)
+    assert abs(D["action"]).max() > 0.9 and abs(D["action"]).max() <= 1
+
+
+def test_a_violation_ends_the_episode_even_if_the_environment_goes_on(folder, monkeypatch, capsys):
+    names = train_in_process(folder, monkeypatch, "my_env:NotTerminating-v0", *SHORT)
+    D, n = names["D"].rows, len(names["D"])
+    assert (abs(D["obs"][:n, 0]) <= 1).all()  # never a step from outside
+    assert (D["terminated"][:n] == D["cost"][:n]).all() and D["cost"][:n].sum() == names["violations_total"] > 3
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("did not terminate on a violation") == 1
+
+
+def test_infra_failure_is_stored_nowhere(folder, monkeypatch):
+    names = train_in_process(folder, monkeypatch, "my_env:InfraFailure-v0", *SHORT)
+    D, n = names["D"].rows, len(names["D"])
+    fifteenth = D["next_obs"][:n, 1] == np.float32(15 / 20)
+    assert n < 300 and D["next_obs"][:n, 1].max() == np.float32(14 / 20) and not fifteenth.any()
+    ends = scalars(next(folder.glob("runs/*")))["charts/episodic_length"]
+    assert all(length < 15 for _, length in ends)  # an episode counts only if a violation ended it before
+
+
+def test_logged_episodes(folder, monkeypatch):
+    """Returns are unscaled; success needs no violation; acceleration and jerk are means over the episode."""
+    train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT, "--reward-scale", 50)
+    written = scalars(next(folder.glob("runs/*")))
+    length, violation = dict(written["charts/episodic_length"]), dict(written["charts/violation"])
+    assert all(abs(value) <= length[step] * 1.4 for step, value in written["charts/episodic_return"])
+    rate, total = written["charts/violation_rate"], written["charts/violations_total"]
+    assert rate[-1][1] == pytest.approx(sum(violation.values()) / len(violation))
+    assert total[-1][1] == sum(violation.values())
+    assert written["charts/success_rate"][-1][1] <= 1 - rate[-1][1]
+    assert all(value == pytest.approx((length[step] + 1) / 2) for step, value in written["charts/jerk"])
+
+
+def test_dict_observations_are_flattened(folder, monkeypatch):
+    assert train_in_process(folder, monkeypatch, "my_env:Dict-v0", *SHORT)["obs_dim"] == 2
+
+
+def test_two_runs_in_the_same_second(folder, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
+    monkeypatch.setattr("sys.stderr", open(os.devnull, "w"))
+    for _ in range(2):
+        train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT, "--total-timesteps", 50)
+    names = sorted(path.name for path in folder.glob("runs/*"))
+    assert names == ["my_env_MyEnv-v0__meta_sac_lag__1__1700000000", "my_env_MyEnv-v0__meta_sac_lag__1__1700000000-2"]
+
+
+def assert_one_line(result, *words):
+    assert result.returncode not in (0, None)
+    assert "Traceback" not in result.stderr, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--env-id NoSuchTask", ["NoSuchTask", "EggManipulate"]),
+        ("--env-id no_such_module:NoSuchTask-v0", ["no_such_module", "EggManipulate"]),
+        ("--env-id my_env:NoSuchTask-v0", ["NoSuchTask", "EggManipulate"]),
+        ("--env-id my_env:NoCost-v0", ['info["cost"]']),
+        ("--env-id Pendulum-v1", ['info["cost"]']),
+        ("--env-id my_env:Discrete-v0", ["Discrete(3)", "Box"]),
+        ("--env-id my_env:Unbounded-v0", ["inf", "Box"]),
+        ("--policy-lr -0.001", ["--policy-lr", "-0.001"]),
+        ("--nu-lr nan", ["--nu-lr", "nan"]),
+        ("--q-lr inf", ["--q-lr", "inf"]),
+        ("--batch-size 0", ["--batch-size", "0"]),
+        ("--total-timesteps 0", ["--total-timesteps"]),
+        ("--hidden-size -1", ["--hidden-size"]),
+        ("--initial-states 0", ["--initial-states"]),
+        ("--learning-starts -1", ["--learning-starts"]),
+        ("--seed -1", ["--seed"]),
+        ("--gamma-c 1", ["--gamma-c", "[0, 1)"]),
+        ("--alpha-init 0", ["--alpha-init", "(0, 1]"]),
+        ("--alpha-init 2", ["--alpha-init", "(0, 1]"]),
+        ("--epsilon-init 1.5", ["--epsilon-init", "[0, 1]"]),
+        ("--nu-init -1", ["--nu-init"]),
+        ("--reward-scale 0", ["--reward-scale"]),
+        ("--tau 0", ["--tau"]),
+    ],
+)
+def test_bad_input(folder, flags, words):
+    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, *flags.split())
+    assert_one_line(result, *words)
+
+
+def test_words_that_tyro_refuses(folder):
+    for flags in ("--epsilon-step sideways", "--batch-size many", "--no-such-flag 1"):
+        result = run(folder, *flags.split())
+        assert result.returncode == 2 and "Traceback" not in result.stderr and flags.split()[0] in result.stderr
+
+
+def test_a_file_where_the_run_folder_should_be(folder):
+    (folder / "runs").write_text("mine")
+    assert_one_line(run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT), "runs")
+    assert (folder / "runs").read_text() == "mine"
+
+
+def test_track_without_wandb(folder):
+    (folder / "wandb.py").write_text("raise ImportError")
+    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, "--track", PYTHONPATH=str(folder))
+    assert_one_line(result, "pip install wandb")
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_falls_back_and_says_so(folder):
+    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, "--cuda")
+    assert result.returncode == 0 and "Training on cpu (CUDA is not available)" in result.stdout
+    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, "--no-cuda")
+    assert result.returncode == 0 and "Training on cpu," in result.stdout
+
+
+def test_other_choices_run(folder):
+    descent, direct = "--epsilon-objective nonlinear --epsilon-step descent", "--no-alpha-through-epsilon"
+    for flags in (descent, direct + " --learning-starts 0"):
+        run_dir = train(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, *flags.split())
+        assert all(np.isfinite(value) for series in scalars(run_dir).values() for _, value in series)
