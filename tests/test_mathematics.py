@@ -293,6 +293,17 @@ def test_steps_go_the_way_the_paper_says():
     close(names["log_alpha"].grad.item(), -(names["alpha"] * names["grad_alpha"]).item(), 1e-12)  # d/dlog alpha
 
 
+def test_target_critics_follow_slowly():
+    """Polyak averaging: omega_bar = tau omega + (1 - tau) omega_bar (Appendix B), after the critics' own steps."""
+    state = make_state()
+    names, tau = execute(state), state["args"].tau
+    for net in ("qr", "qc"):
+        rows = (names[net + "_target"], names[net], state[net + "_target"], state[net])
+        for target, omega, target_before, omega_before in zip(*(critic.parameters() for critic in rows)):
+            torch.testing.assert_close(target, tau * omega + (1 - tau) * target_before, rtol=1e-12, atol=1e-14)
+            assert not torch.equal(omega, omega_before)
+
+
 def test_metagradients_are_taken_on_fresh_data():
     """Line 17: B' is another batch than B. Line 19: the initial states come from D_0."""
     names = execute(make_state())
