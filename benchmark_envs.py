@@ -12,7 +12,7 @@ import dataclasses
 import os
 import sys
 
-# Without a display MuJoCo's default renderer (GLFW) fails. EGL needs none; MuJoCo reads this when it first renders.
+# Without a display MuJoCo's default renderer (GLFW) fails; EGL needs none. Gymnasium reads this at the first frame.
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -73,8 +73,9 @@ class EggManipulate(gym.Env):
 
     ## Rewards
     Minus the rotation (rad, in [0, pi]) that is left between the egg and its target, after the step.
-    All of it is negative, so that an early violation *raises* the episode's return: dropping the egg at once
-    returns more than holding it still for 100 steps. Never read the return without the violation rate.
+    All of it is negative, so that an early violation *raises* the episode's return: dropping the egg at once returns
+    about -20, squeezing it at once -2, holding it still for 100 steps -200. Never read the return without the
+    violation rate.
 
     ## Cost
     | info key | 1.0 when |

@@ -37,7 +37,7 @@ class Args:
     exp_name: str = "meta_sac_lag"
     """the name of this experiment, part of the run folder's name"""
     env_id: str = "EggManipulate"
-    """a task of the table above (EggManipulate), any id that Gymnasium knows, or `my_module:MyEnv-v0`"""
+    """a task of this project (EggManipulate), any id that Gymnasium knows, or `my_module:MyEnv-v0`"""
     seed: int = 1
     """seed of the environment's episodes, the networks, the exploration and the batches"""
     torch_deterministic: bool = True
@@ -189,12 +189,15 @@ def episode_seed(seed, k):
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
+    args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
+    module, table_nu_init = ENVIRONMENTS.get(args.env_id, ("", OTHER_NU_INIT))
+    args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
     for rule, holds, names in (
         ("at least 1", lambda x: x >= 1, "total_timesteps buffer_size batch_size hidden_size initial_states"),
-        ("at least 0", lambda x: x >= 0, "seed learning_starts"),
-        ("finite and at least 0", lambda x: 0 <= x < np.inf, "policy_lr q_lr nu_lr epsilon_lr alpha_lr"),
+        ("at least 0", lambda x: x >= 0, "learning_starts"),
+        ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
+        ("finite and at least 0", lambda x: 0 <= x < np.inf, "policy_lr q_lr nu_lr epsilon_lr alpha_lr nu_init"),
         ("finite and above 0", lambda x: 0 < x < np.inf, "reward_scale"),
-        ("finite and at least 0", lambda x: x is None or 0 <= x < np.inf, "nu_init"),
         ("in [0, 1)", lambda x: 0 <= x < 1, "gamma_r gamma_c rmsprop_decay"),
         ("in [0, 1]", lambda x: 0 <= x <= 1, "epsilon_init"),
         ("in (0, 1]", lambda x: 0 < x <= 1, "alpha_init tau"),
@@ -203,18 +206,25 @@ if __name__ == "__main__":
             if not holds(getattr(args, name)):
                 sys.exit(f"error: --{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
 
-    # The environment. It is made first: a run that cannot start leaves no folder behind.
+    if args.learning_starts >= args.total_timesteps:
+        print("note: no update will be made, --learning-starts is not below --total-timesteps")
+
+    # The environment comes before the run folder, so that an unusable id leaves none behind.
     sys.path.append(os.getcwd())  # `--env-id my_module:MyEnv-v0` finds my_module.py in the current folder
-    module, table_nu_init = ENVIRONMENTS.get(args.env_id, (None, OTHER_NU_INIT))
-    args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
     try:
+        prefix, colon, _ = args.env_id.rpartition(":")
+        if colon and not all(part.isidentifier() for part in prefix.split(".")):
+            raise gym.error.Error(f"{prefix!r} cannot be a module's name")
         env = gym.make(f"{module}:{args.env_id}" if module else args.env_id)
     except (gym.error.Error, ImportError) as error:
-        known = f"Known here: {', '.join(ENVIRONMENTS)}; besides, every id of Gymnasium, and my_module:MyEnv-v0"
-        sys.exit(f"error: cannot make --env-id {args.env_id}: {' '.join(str(error).split())}. {known}")
+        reason = " ".join(str(error).split()).rstrip(".")
+        known = f"Known: {', '.join(ENVIRONMENTS)}; besides, every id of Gymnasium, and my_module:MyEnv-v0"
+        sys.exit(f"error: cannot make --env-id {args.env_id}: {reason}. {known}")
     box = env.action_space
     if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not np.isfinite([box.low, box.high]).all():
         sys.exit(f"error: actions must be a bounded, one-dimensional Box (continuous), but {args.env_id} has {box}")
+    if not env.observation_space.is_np_flattenable:
+        sys.exit(f"error: observations must fit a flat vector, but {args.env_id} has {env.observation_space}")
     env = gym.wrappers.FlattenObservation(env)
     obs_dim, action_dim = env.observation_space.shape[0], box.shape[0]
 
@@ -235,21 +245,18 @@ if __name__ == "__main__":
             attempt += 1
             run_dir = os.path.join("runs", f"{run_name}-{attempt}")
         except OSError as error:
-            sys.exit(f"error: cannot make the run folder {run_dir}: {error.strerror}. Is ./runs a folder of yours?")
+            sys.exit(f"error: cannot make the run folder {run_dir}: {error.strerror}")
     if args.track:
         wandb.init(
-            project=args.wandb_project_name,
-            entity=args.wandb_entity,
-            name=os.path.basename(run_dir),
-            config=vars(args),
-            sync_tensorboard=True,
-            save_code=True,
+            project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir),
+            config=vars(args), sync_tensorboard=True, save_code=True,
         )
     writer = SummaryWriter(run_dir)
     table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
 
-    random.seed(args.seed)
+    random.seed(args.seed)  # this and the next for environments that use them
+    np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
@@ -282,8 +289,9 @@ if __name__ == "__main__":
     # Alg. 1, line 2: D_0 approximates rho_0; each episode adds its first state to these.
     episode = 0
     for _ in range(args.initial_states):
-        D_0.add(obs=env.reset(seed=episode_seed(args.seed, episode))[0])
+        obs, _ = env.reset(seed=episode_seed(args.seed, episode))
         episode += 1
+        D_0.add(obs=obs)
 
     global_step, violations_total, warned = 0, 0, False
     recent_violations, recent_successes = deque(maxlen=100), deque(maxlen=100)
@@ -303,14 +311,20 @@ if __name__ == "__main__":
                     action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device)[None])[0][0].cpu().numpy()
 
             # Alg. 1, line 7. Only here do actions leave [-1, 1] for the environment's box.
-            next_obs, reward, terminated, truncated, info = env.step(box.low + (action + 1) / 2 * (box.high - box.low))
+            env_action = np.clip(box.low + (action + 1) / 2 * (box.high - box.low), box.low, box.high)
+            next_obs, reward, terminated, truncated, info = env.step(env_action)
             global_step += 1
             bar.update()
             if info.get("infra_failure", False):  # a lost robot link is neither the policy's doing nor its data
                 break
-            if "cost" not in info:
-                sys.exit(f'error: {args.env_id} gives no info["cost"]; it must, at every step: > 0 is a violation')
-            cost = float(info["cost"] > 0)
+            try:
+                cost = float(info["cost"])
+            except (KeyError, TypeError, ValueError):
+                cost = math.nan
+            if math.isnan(cost):
+                given = info.get("cost", "nothing")
+                sys.exit(f'error: {args.env_id} must give info["cost"], a number, at every step, but gave {given}')
+            cost = float(cost > 0)
             if cost and not terminated and not warned:
                 bar.write(f"note: {args.env_id} did not terminate on a violation; its episodes end there all the same")
                 warned = True
@@ -318,13 +332,13 @@ if __name__ == "__main__":
             done = terminated or truncated
             episodic_return, episodic_length = episodic_return + float(reward), episodic_length + 1
             for key, values in effort.items():
-                values.extend([info[key]] if key in info else [])
+                if key in info:
+                    values.append(info[key])
 
             # Alg. 1, lines 8-11: D stores all transitions and D_s those that violate (Appendix B). The printed `else`
             # keeps violations out of D, so that the reward critic never sees the end that they are.
-            transition = dict(
-                obs=obs, action=action, reward=reward, cost=cost, next_obs=next_obs, terminated=terminated
-            )
+            transition = {"obs": obs, "action": action, "reward": reward, "cost": cost}
+            transition |= {"next_obs": next_obs, "terminated": terminated}
             if cost:
                 D_s.add(**transition)
             if not cost or args.store_violations_in_d:
@@ -333,8 +347,8 @@ if __name__ == "__main__":
 
             if global_step > args.learning_starts and len(D) > 0:
                 # >>> Algorithm 1, lines 12 to 20
-                # Alg. 1, line 12 (Eq. 2): train omega_c on D u D_s, in which violations so count twice. A violation
-                # ends the future: with the masks, Q_c stays a probability. The larger target of the two (Appendix B).
+                # Alg. 1, line 12 (Eqs. 2, 4): train omega_c on D u D_s. D keeps violations too, so they count twice.
+                # The transition's cost stands for Eq. 2's c(s). A violation ends the future: targets stay in [0, 1].
                 B_c = D.sample(args.batch_size, D_s)
                 with torch.no_grad():
                     next_action, _, _ = actor(B_c.next_obs)
@@ -345,7 +359,7 @@ if __name__ == "__main__":
                 loss_qc.backward()
                 qc_optimizer.step()
 
-                # Alg. 1, line 13
+                # Alg. 1, line 13: B
                 B = D.sample(args.batch_size)
 
                 # Alg. 1, line 14 (Eqs. 4-5): train omega_r. Termination ends the return, truncation does not.
@@ -358,25 +372,27 @@ if __name__ == "__main__":
                 qr_optimizer.zero_grad()
                 loss_qr.backward()
                 qr_optimizer.step()
+                # Appendix B: omega_bar = tau omega + (1 - tau) omega_bar
                 with torch.no_grad():
                     for net, target in ((qr, qr_target), (qc, qc_target)):
                         for omega, omega_bar in zip(net.parameters(), target.parameters()):
                             omega_bar.lerp_(omega, args.tau)
 
-                # The three terms of the Lagrangian (Eq. 11): L = J_r - alpha J_h - nu (J_c - epsilon)
+                # Eq. 11, term by term: L = J_r - alpha J_h - nu (J_c - epsilon); Eq. 10's J_r is J_r - alpha J_h here
                 action_pi, log_pi, _ = actor(B.obs)
                 J_r = qr(B.obs, action_pi).amin(0).mean()
                 J_h = log_pi.mean()
                 J_c = qc(B.obs, action_pi).amax(0).mean()
 
-                # Alg. 1, line 15 (Eqs. 11-12): nu' = nu - beta_nu dL/dnu. A function of epsilon.
+                # Alg. 1, line 15 (Eqs. 11-12): nu' = nu - beta_nu dL/dnu, a function of epsilon. J_c is detached: in
+                # line 16 nu' is an argument of L, and phi's gradient does not run through it.
                 nu_new, nu_square_new = rmsprop(
                     nu, J_c.detach() - epsilon, nu_square, args.nu_lr, args.rmsprop_decay, 1e-20
                 )
 
                 # Alg. 1, line 16 (Eqs. 11-12): phi' = phi + beta_phi dL/dphi at nu'. That is linear in alpha and nu',
                 # so its three gradients can be taken as constants: phi' is the same function of alpha and epsilon as if
-                # the whole graph were kept, and the networks are gone through only once.
+                # the whole graph were kept, and no second derivative of the networks on B is needed.
                 phi_new, phi_square_new = {}, {}
                 g_r, g_h, g_c = (torch.autograd.grad(J, phi.values(), retain_graph=True) for J in (J_r, J_h, J_c))
                 for name, g_r_i, g_h_i, g_c_i in zip(phi, g_r, g_h, g_c):
@@ -385,11 +401,12 @@ if __name__ == "__main__":
                         phi[name].detach(), dL_dphi, phi_square[name], args.policy_lr, args.rmsprop_decay, 1e-12
                     )
 
-                # Alg. 1, line 17: the metagradients are taken on fresh data
+                # Alg. 1, line 17: B', because on B, which phi' was fitted to, the metagradients are biased (Appendix B)
                 B_new = D.sample(args.batch_size)
 
                 # Alg. 1, line 18 (Eqs. 13-14, or 16): epsilon' = epsilon + beta_epsilon dJ_epsilon/depsilon, through
                 # phi' and nu'; nu'_copy is detached (Section 4.3). epsilon' is a function of alpha, because phi' is.
+                # Eq. 13 prints ascent; whether it is meant is open (README).
                 action_new, _, _ = functional_call(actor, phi_new, (B_new.obs,))
                 q_r, q_c = qr(B_new.obs, action_new).amin(0), qc(B_new.obs, action_new).amax(0)
                 if args.epsilon_objective == "linear":
@@ -405,24 +422,23 @@ if __name__ == "__main__":
                     epsilon.detach(), sign * grad_epsilon, epsilon_square, args.epsilon_lr, args.rmsprop_decay, 1e-20
                 )
 
-                # Alg. 1, line 19 (Eqs. 13, 15): alpha' ascends J_alpha, L without the entropy at the initial states and
-                # pi_phi'^det. dJ_alpha/dalpha has two parts, through phi' and through epsilon'; Adam on log alpha.
+                # Alg. 1, line 19 (Eqs. 13, 15): alpha' ascends J_alpha: L without the entropy, at initial states and
+                # deterministic actions. Its gradient comes through phi', and through epsilon' (dJ_alpha/depsilon' is
+                # nu'). Adam steps log alpha, whose gradient is alpha times alpha's; the minus because it descends.
                 S_0 = D_0.sample(args.batch_size)
                 _, _, action_det = functional_call(actor, phi_new, (S_0.obs,))
-                epsilon_prime = epsilon_new.detach().requires_grad_()
                 q_r_0, q_c_0 = qr(S_0.obs, action_det).amin(0), qc(S_0.obs, action_det).amax(0)
-                J_alpha = (q_r_0 - nu_new * (q_c_0 - epsilon_prime)).mean()
-                grad_alpha_direct, dJ_depsilon = torch.autograd.grad(
-                    J_alpha, (alpha, epsilon_prime), retain_graph=args.alpha_through_epsilon
-                )
+                J_alpha = (q_r_0 - nu_new * (q_c_0 - epsilon_new.detach())).mean()
+                (grad_alpha_direct,) = torch.autograd.grad(J_alpha, alpha, retain_graph=True)
                 grad_alpha_via_epsilon = torch.zeros_like(grad_alpha_direct)
                 if args.alpha_through_epsilon:
-                    (grad_alpha_via_epsilon,) = torch.autograd.grad(epsilon_new, alpha, dJ_depsilon)
+                    (grad_alpha_via_epsilon,) = torch.autograd.grad(nu_new.detach() * epsilon_new, alpha)
                 grad_alpha = grad_alpha_direct + grad_alpha_via_epsilon
                 log_alpha.grad = -alpha.detach() * grad_alpha
                 alpha_optimizer.step()
 
-                # Alg. 1, line 20: commit all four, projected on nu >= 0, 0 <= epsilon <= 1 and 0 < alpha <= 1
+                # Alg. 1, line 20: commit nu', phi' and epsilon' (Adam has stepped alpha). Only here are the bounds
+                # kept, never inside the graph: nu >= 0, 0 <= epsilon <= 1, 0 < alpha <= 1.
                 with torch.no_grad():
                     nu.copy_(nu_new.clamp(min=0))
                     for name in phi:
@@ -434,20 +450,14 @@ if __name__ == "__main__":
                 # <<< Algorithm 1, lines 12 to 20
 
                 if global_step % 100 == 0:
+                    L = J_r - alpha * J_h - nu_new * (J_c - epsilon)
                     for tag, value in {
-                        "meta/epsilon": epsilon,
-                        "meta/alpha": log_alpha.exp(),
-                        "meta/nu": nu,
-                        "meta/grad_epsilon": grad_epsilon,
-                        "meta/grad_alpha": grad_alpha,
+                        "meta/epsilon": epsilon, "meta/alpha": log_alpha.exp(), "meta/nu": nu,
+                        "meta/grad_epsilon": grad_epsilon, "meta/grad_alpha": grad_alpha,
                         "meta/grad_alpha_direct": grad_alpha_direct,
                         "meta/grad_alpha_via_epsilon": grad_alpha_via_epsilon,
-                        "losses/qr": loss_qr,
-                        "losses/qc": loss_qc,
-                        "losses/policy": -(J_r - alpha * J_h - nu_new * (J_c - epsilon)),
-                        "losses/entropy": -J_h,
-                        "values/qr": J_r,
-                        "values/qc": J_c,
+                        "losses/qr": loss_qr, "losses/qc": loss_qc, "losses/policy": -L, "losses/entropy": -J_h,
+                        "values/qr": J_r, "values/qc": J_c,
                         "charts/SPS": global_step / (time.time() - start_time),
                     }.items():
                         writer.add_scalar(tag, value, global_step)
@@ -457,11 +467,8 @@ if __name__ == "__main__":
                 recent_violations.append(cost)
                 violations_total += int(cost)
                 charts = {
-                    "episodic_return": episodic_return,
-                    "episodic_length": episodic_length,
-                    "violation": cost,
-                    "violation_rate": np.mean(recent_violations),
-                    "violations_total": violations_total,
+                    "episodic_return": episodic_return, "episodic_length": episodic_length, "violation": cost,
+                    "violation_rate": np.mean(recent_violations), "violations_total": violations_total,
                 }
                 if "is_success" in info:  # at the last step, and no step violated
                     recent_successes.append(float(info["is_success"]) * (1 - cost))
@@ -469,9 +476,9 @@ if __name__ == "__main__":
                 charts.update({key: np.mean(values) for key, values in effort.items() if values})
                 for key, value in charts.items():
                     writer.add_scalar(f"charts/{key}", value, global_step)
-                state = f"epsilon {epsilon.item():.2f}, alpha {log_alpha.exp().item():.3f}, nu {nu.item():.2f}"
                 bar.set_postfix_str(
-                    f"return {episodic_return:.1f}, violation rate {np.mean(recent_violations):.2f}, {state}",
+                    f"return {episodic_return:.1f}, violation rate {charts['violation_rate']:.2f}, "
+                    f"epsilon {epsilon.item():.2f}, alpha {log_alpha.exp().item():.3f}, nu {nu.item():.2f}",
                     refresh=False,
                 )
     bar.close()

@@ -11,14 +11,10 @@ import numpy as np
 class MyEnv(gym.Env):
     metadata = {"render_modes": []}
 
-    def __init__(self, cost=True, terminates=True, discrete=False, unbounded=False, infra_failure_at=None):
+    def __init__(self, cost=None, terminates=True, action_space=None, infra_failure_at=None):
         self.cost, self.terminates, self.infra_failure_at = cost, terminates, infra_failure_at
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-        self.action_space = gym.spaces.Box(-0.4, 0.4, (1,), np.float32)
-        if discrete:
-            self.action_space = gym.spaces.Discrete(3)
-        if unbounded:
-            self.action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = action_space or gym.spaces.Box(-0.4, 0.4, (1,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -30,8 +26,8 @@ class MyEnv(gym.Env):
         self.position, self.steps = self.position + float(action[0]), self.steps + 1
         violated = abs(self.position) > 1
         info = {"is_success": self.position > 0.5, "acceleration": 1.0, "jerk": float(self.steps)}
-        if self.cost:
-            info["cost"] = float(violated)
+        if self.cost != "none":
+            info["cost"] = float(violated) if self.cost is None else self.cost
         failed = self.steps == self.infra_failure_at
         if failed:
             info["infra_failure"] = True
@@ -52,10 +48,21 @@ class DictEnv(gym.ObservationWrapper):
         return {"where": observation}
 
 
+class SequenceEnv(DictEnv):
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gym.spaces.Sequence(self.env.observation_space)
+
+
 gym.register("MyEnv-v0", entry_point=MyEnv)
-gym.register("NoCost-v0", entry_point=MyEnv, kwargs={"cost": False})
+gym.register("NoCost-v0", entry_point=MyEnv, kwargs={"cost": "none"})
+gym.register("TextCost-v0", entry_point=MyEnv, kwargs={"cost": "much"})
+gym.register("NanCost-v0", entry_point=MyEnv, kwargs={"cost": np.nan})
 gym.register("NotTerminating-v0", entry_point=MyEnv, kwargs={"terminates": False})
-gym.register("Discrete-v0", entry_point=MyEnv, kwargs={"discrete": True})
-gym.register("Unbounded-v0", entry_point=MyEnv, kwargs={"unbounded": True})
+gym.register("Discrete-v0", entry_point=MyEnv, kwargs={"action_space": gym.spaces.Discrete(3)})
+UNBOUNDED, AWKWARD = gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Box(-1.5, 0.9, (1,))
+gym.register("Unbounded-v0", entry_point=MyEnv, kwargs={"action_space": UNBOUNDED})
+gym.register("Awkward-v0", entry_point=MyEnv, kwargs={"action_space": AWKWARD})
 gym.register("InfraFailure-v0", entry_point=MyEnv, kwargs={"infra_failure_at": 15})
 gym.register("Dict-v0", entry_point=DictEnv)
+gym.register("Sequence-v0", entry_point=SequenceEnv)

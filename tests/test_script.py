@@ -156,6 +156,19 @@ def test_buffers_get_the_transitions_they_should(folder, monkeypatch, in_d):
     assert abs(D["action"]).max() > 0.9 and abs(D["action"]).max() <= 1
 
 
+def test_actions_are_uniform_first_and_then_sampled_from_the_policy(folder, monkeypatch):
+    actions = train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT)["D"].rows["action"]
+    assert actions[:100].std() == pytest.approx(1 / np.sqrt(3), abs=0.06)  # uniform on [-1, 1]
+    assert actions[100:200].std() < 0.45  # a fresh policy's standard deviation is about 0.22
+    frozen = (*SHORT, "--learning-starts", 0, "--total-timesteps", 200, "--policy-lr", 0)
+    names = train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *frozen)
+    with torch.no_grad():
+        mean, log_std = names["actor"].net(torch.as_tensor(names["D"].rows["obs"])).chunk(2, -1)
+    std = torch.exp(-5 + 3.5 * (torch.tanh(log_std) + 1))
+    noise = (torch.atanh(torch.as_tensor(names["D"].rows["action"])) - mean) / std
+    assert noise.std().item() == pytest.approx(1, abs=0.2) and abs(noise.mean().item()) < 0.3
+
+
 def test_a_violation_ends_the_episode_even_if_the_environment_goes_on(folder, monkeypatch, capsys):
     names = train_in_process(folder, monkeypatch, "my_env:NotTerminating-v0", *SHORT)
     D, n = names["D"].rows, len(names["D"])
@@ -185,6 +198,25 @@ def test_logged_episodes(folder, monkeypatch):
     assert total[-1][1] == sum(violation.values())
     assert written["charts/success_rate"][-1][1] <= 1 - rate[-1][1]
     assert all(value == pytest.approx((length[step] + 1) / 2) for step, value in written["charts/jerk"])
+
+
+def test_table_1_for_either_spelling(folder, monkeypatch):
+    short = (*SHORT, "--total-timesteps", 30)
+    assert train_in_process(folder, monkeypatch, "benchmark_envs:EggManipulate", *short)["nu"] == 100
+    assert train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *short)["nu"] == 10
+    assert train_in_process(folder, monkeypatch, "EggManipulate", *short, "--nu-init", 3)["nu"] == 3
+
+
+def test_actions_stay_inside_an_awkward_box(folder, monkeypatch):
+    """float32 rounding takes low + (1 + 1) / 2 (high - low) past high for this box; the environment would refuse it."""
+    names = train_in_process(folder, monkeypatch, "my_env:Awkward-v0", *SHORT, "--alpha-init", 1)
+    box, a = names["box"], np.float32(1)
+    assert box.low + (a + 1) / 2 * (box.high - box.low) > box.high
+
+
+def test_no_update_is_said(folder):
+    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, "--learning-starts", 300)
+    assert result.returncode == 0 and "note: no update will be made" in result.stdout
 
 
 def test_dict_observations_are_flattened(folder, monkeypatch):
@@ -227,6 +259,12 @@ def assert_one_line(result, *words):
         ("--initial-states 0", ["--initial-states"]),
         ("--learning-starts -1", ["--learning-starts"]),
         ("--seed -1", ["--seed"]),
+        ("--seed 4294967296", ["--seed"]),
+        ("--env-id my_env:a:b", ["'my_env:a'", "module"]),
+        ("--env-id ./my_env:MyEnv-v0", ["'./my_env'", "module"]),
+        ("--env-id my_env:TextCost-v0", ['info["cost"]', "much"]),
+        ("--env-id my_env:NanCost-v0", ['info["cost"]', "nan"]),
+        ("--env-id my_env:Sequence-v0", ["Sequence", "flat"]),
         ("--gamma-c 1", ["--gamma-c", "[0, 1)"]),
         ("--alpha-init 0", ["--alpha-init", "(0, 1]"]),
         ("--alpha-init 2", ["--alpha-init", "(0, 1]"]),
