@@ -282,9 +282,9 @@ if __name__ == "__main__":
     phi_square = {name: torch.zeros_like(parameter) for name, parameter in phi.items()}
 
     # Alg. 1, line 1: the buffers. D_s keeps the reward too, though only the safety critic reads it.
-    row = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
+    fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
     capacity = min(args.buffer_size, args.total_timesteps)
-    D, D_s = (ReplayBuffer(capacity, rng, device, **row) for _ in range(2))
+    D, D_s = (ReplayBuffer(capacity, rng, device, **fields) for _ in range(2))
     D_0 = ReplayBuffer(max(10_000, args.initial_states), rng, device, obs=(obs_dim,))
     # Alg. 1, line 2: D_0 approximates rho_0; each episode adds its first state to these.
     episode = 0
@@ -337,12 +337,11 @@ if __name__ == "__main__":
 
             # Alg. 1, lines 8-11: D stores all transitions and D_s those that violate (Appendix B). The printed `else`
             # keeps violations out of D, so that the reward critic never sees the end that they are.
-            transition = {"obs": obs, "action": action, "reward": reward, "cost": cost}
-            transition |= {"next_obs": next_obs, "terminated": terminated}
+            row = dict(obs=obs, action=action, reward=reward, cost=cost, next_obs=next_obs, terminated=terminated)
             if cost:
-                D_s.add(**transition)
+                D_s.add(**row)
             if not cost or args.store_violations_in_d:
-                D.add(**transition)
+                D.add(**row)
             obs = next_obs
 
             if global_step > args.learning_starts and len(D) > 0:
