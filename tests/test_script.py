@@ -34,7 +34,7 @@ def run(folder, *flags, script=SCRIPT, **environment):
     return subprocess.run(
         [sys.executable, str(script), *map(str, flags)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=600,
