@@ -251,6 +251,27 @@ def test_metagradients_against_autograd_through_the_whole_graph(objective, sign)
     close(names["J_alpha"].item(), J_alpha.item(), 1e-12)
 
 
+def test_float32_is_enough_for_the_metagradients(monkeypatch):
+    """The script runs in float32; dJ_epsilon/depsilon is 1e-8 there. From one state, both precisions agree."""
+    randn_like = torch.randn_like
+    monkeypatch.setattr(torch, "randn_like", lambda x: randn_like(x.double()).to(x.dtype))  # the same noise in both
+    state = warm_state(smooth=False)
+    names, single = execute(state), copy.deepcopy(state)
+    for net in ("actor", "qr", "qr_target", "qc", "qc_target"):
+        single[net].float()
+    single["phi_square"] = {name: square.float() for name, square in state["phi_square"].items()}
+    for name in ("nu", "nu_square", "epsilon_square", "epsilon", "log_alpha"):
+        single[name] = state[name].detach().float().requires_grad_(state[name].requires_grad)
+    for name, parameters in (("qr", single["qr"].parameters()), ("qc", single["qc"].parameters())):
+        single[name + "_optimizer"] = torch.optim.Adam(parameters, lr=0.0)
+    single["alpha_optimizer"] = torch.optim.Adam([single["log_alpha"]])
+    torch.set_default_dtype(torch.float32)
+    single = execute(single)
+    for name in ("grad_epsilon", "grad_alpha_direct", "grad_alpha_via_epsilon"):
+        assert single[name].dtype == torch.float32
+        close(single[name].item(), names[name].item(), 1e-4)
+
+
 def test_nu_copy_is_detached():
     state = warm_state()
     names = execute(state)
