@@ -358,7 +358,7 @@ if __name__ == "__main__":
                 loss_qc.backward()
                 qc_optimizer.step()
 
-                # Alg. 1, line 13: B
+                # Alg. 1, line 13: one batch B for the reward critic and for both inner parameters
                 B = D.sample(args.batch_size)
 
                 # Alg. 1, line 14 (Eqs. 4-5): train omega_r. Termination ends the return, truncation does not.

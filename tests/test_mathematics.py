@@ -390,8 +390,7 @@ def test_rmsprop_against_torch():
 
 
 def test_actor_density():
-    """log pi is the density of the squashed Gaussian: over a one-dimensional action it integrates to 1, and the
-    entropy under samples agrees with the integral's."""
+    """log pi at sampled actions is the squashed Gaussian's density, written out here; that density integrates to 1."""
     torch.manual_seed(0)
     actor = Actor(1, 1, 4)
     obs = torch.zeros(400_000, 1)
