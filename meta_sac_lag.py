@@ -3,16 +3,23 @@
 #
 #   python meta_sac_lag.py --env-id EggManipulate --seed 1
 #   tensorboard --logdir runs
+#   python meta_sac_lag.py --resume runs/FOLDER
+#   python meta_sac_lag.py --evaluate runs/FOLDER --capture-video
 #
 # The loop at the bottom is the paper's Algorithm 1; every step names its line and equation. What the paper leaves open
 # is decided in README.md, "Paper / ours / why". The environment contract: Gymnasium's five-tuple, and info["cost"] at
 # every step (a violation is cost > 0).
+import atexit
+import glob
+import itertools
+import json
 import math
 import os
 import random
+import signal
 import sys
 import time
-from collections import deque
+import zipfile
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
@@ -30,74 +37,50 @@ from tqdm import tqdm
 # id after --env-id -> the module that registers it, and nu's initial value (Table 1)
 ENVIRONMENTS = {"EggManipulate": ("benchmark_envs", 100.0)}
 OTHER_NU_INIT = 10.0  # for any other environment: ours, untuned
+FORMAT = "meta_sac_lag 1"  # of the files that `save` writes; another number where an old file would be misread
 
 
 @dataclass
 class Args:
-    exp_name: str = "meta_sac_lag"
-    """the name of this experiment, part of the run folder's name"""
-    env_id: str = "EggManipulate"
-    """a task of this project (EggManipulate), any id that Gymnasium knows, or `my_module:MyEnv-v0`"""
-    seed: int = 1
-    """seed of the environment's episodes, the networks, the exploration and the batches"""
-    torch_deterministic: bool = True
-    """whether cuDNN is held to deterministic algorithms"""
-    cuda: bool = True
-    """whether to train on the GPU where there is one"""
-    track: bool = False
-    """whether to log to Weights & Biases too (pip install wandb)"""
-    wandb_project_name: str = "meta-sac-lag"
-    """the Weights & Biases project"""
-    wandb_entity: str | None = None
-    """the Weights & Biases entity (team)"""
+    exp_name: str = "meta_sac_lag"  # the name of this experiment, part of the run folder's name
+    env_id: str = "EggManipulate"  # a task of this project, any id that Gymnasium knows, or my_module:MyEnv-v0
+    seed: int = 1  # seed of the environment's episodes, the networks, the exploration and the batches
+    torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
+    cuda: bool = True  # whether to train on the GPU where there is one
+    track: bool = False  # whether to log to Weights & Biases too (pip install wandb)
+    wandb_project_name: str = "meta-sac-lag"  # the Weights & Biases project
+    wandb_entity: str | None = None  # the Weights & Biases entity (team)
+    capture_video: bool = False  # whether to record videos, of some training episodes and of every evaluation
+    checkpoint_every: int = 10_000  # steps between two checkpoints, written at the next episode end; 0: only at the end
+    resume: str | None = None  # a run folder: goes on from its last checkpoint, with its arguments
+    evaluate: str | None = None  # a run folder (its last policy) or a policy_*.pt: no training, a table and a JSON file
+    episodes: int = 10  # episodes of an evaluation
+    eval_every: int = 0  # steps between two evaluations while training, at the next episode end; 0: none
 
     # Algorithm specific arguments
-    total_timesteps: int = 1_000_000
-    """environment steps of the run"""
-    learning_starts: int = 5000
-    """steps with uniformly random actions before the first update"""
-    buffer_size: int = 1_000_000
-    """capacity of the replay buffers D and D_s"""
-    batch_size: int = 256
-    """transitions in each of B, B' and the safety critic's batch, and initial states in alpha's"""
-    hidden_size: int = 256
-    """units in each of the two hidden layers of every network"""
-    gamma_r: float = 0.99
-    """discount factor of the reward critic"""
-    gamma_c: float = 0.99
-    """discount factor of the safety critic"""
-    tau: float = 0.005
-    """Polyak rate of the target critics"""
-    policy_lr: float = 3e-4
-    """beta_phi, the policy's learning rate (RMSProp)"""
-    q_lr: float = 1e-3
-    """learning rate of both critics (Adam)"""
-    rmsprop_decay: float = 0.99
-    """decay of RMSProp's running mean of squared gradients"""
-    reward_scale: float = 1.0
-    """factor on the rewards that the critic learns from; logged returns are unscaled"""
-    nu_init: float | None = None
-    """initial Lagrange multiplier (default: Table 1's value for the environment, 10 for any other)"""
-    nu_lr: float = 3e-4
-    """beta_nu (RMSProp)"""
-    epsilon_init: float = 1.0
-    """initial safety threshold"""
-    epsilon_lr: float = 3e-4
-    """beta_epsilon (RMSProp)"""
-    alpha_init: float = 1.0
-    """initial exploration temperature"""
-    alpha_lr: float = 3e-4
-    """beta_alpha (Adam on log alpha)"""
-    epsilon_objective: Literal["linear", "nonlinear"] = "linear"
-    """J_epsilon: linear is Eq. 14, nonlinear is Eq. 16"""
-    epsilon_step: Literal["ascent", "descent"] = "ascent"
-    """the sign of epsilon's step: ascent as Eq. 13 prints it, or descent"""
-    alpha_through_epsilon: bool = True
-    """whether alpha's metagradient includes its path through epsilon' (third order, as Eq. 15 prints it)"""
-    store_violations_in_d: bool = True
-    """whether D also keeps the violating transitions (Appendix B); off: Algorithm 1's printed `else`"""
-    initial_states: int = 256
-    """resets made before training to fill D_0"""
+    total_timesteps: int = 1_000_000  # environment steps of the run
+    learning_starts: int = 5000  # steps with uniformly random actions before the first update
+    buffer_size: int = 1_000_000  # capacity of the replay buffers D and D_s
+    batch_size: int = 256  # transitions in each of B, B' and the safety critic's batch, and initial states in alpha's
+    hidden_size: int = 256  # units in each of the two hidden layers of every network
+    gamma_r: float = 0.99  # discount factor of the reward critic
+    gamma_c: float = 0.99  # discount factor of the safety critic
+    tau: float = 0.005  # Polyak rate of the target critics
+    policy_lr: float = 3e-4  # beta_phi, the policy's learning rate (RMSProp)
+    q_lr: float = 1e-3  # learning rate of both critics (Adam)
+    rmsprop_decay: float = 0.99  # decay of RMSProp's running mean of squared gradients
+    reward_scale: float = 1.0  # factor on the rewards that the critic learns from; logged returns are unscaled
+    nu_init: float | None = None  # initial Lagrange multiplier; None: Table 1's, 10 for other environments
+    nu_lr: float = 3e-4  # beta_nu (RMSProp)
+    epsilon_init: float = 1.0  # initial safety threshold
+    epsilon_lr: float = 3e-4  # beta_epsilon (RMSProp)
+    alpha_init: float = 1.0  # initial exploration temperature
+    alpha_lr: float = 3e-4  # beta_alpha (Adam on log alpha)
+    epsilon_objective: Literal["linear", "nonlinear"] = "linear"  # J_epsilon: linear is Eq. 14, nonlinear is Eq. 16
+    epsilon_step: Literal["ascent", "descent"] = "ascent"  # the sign of epsilon's step; Eq. 13 prints ascent
+    alpha_through_epsilon: bool = True  # whether alpha's metagradient includes its path through epsilon' (Eq. 15)
+    store_violations_in_d: bool = True  # whether D keeps violations too (Appendix B); off: Alg. 1's printed else
+    initial_states: int = 256  # resets made before training to fill D_0
 
 
 class Actor(nn.Module):
@@ -170,6 +153,14 @@ class ReplayBuffer:
                 parts.append(buffer.rows[field][own])
         return SimpleNamespace(**{f: torch.as_tensor(np.concatenate(p), device=self.device) for f, p in batch.items()})
 
+    def state_dict(self):
+        return {"added": self.added, **{f: torch.from_numpy(rows[: len(self)]) for f, rows in self.rows.items()}}
+
+    def load_state_dict(self, state):
+        self.added = state["added"]
+        for field, rows in self.rows.items():
+            rows[: len(self)] = state[field].numpy()
+
 
 def rmsprop(theta, gradient, square_avg, learning_rate, decay, constant):
     """One step of RMSProp *up* the gradient, theta' = theta + beta g / sqrt(v' + constant), and v'.
@@ -182,19 +173,219 @@ def rmsprop(theta, gradient, square_avg, learning_rate, decay, constant):
     return theta + learning_rate * gradient / (square_avg + constant).sqrt(), square_avg
 
 
-def episode_seed(seed, k):
-    """The seed of episode k (the resets that fill D_0 come first), so that no environment's generator has a history."""
-    return int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
+def episode_seed(seed, k, stream=0):
+    """The seed of training episode k (the resets that fill D_0 come first); stream=1: of evaluation episode k."""
+    return int(np.random.SeedSequence([seed, k, stream]).generate_state(1)[0])
+
+
+def fail(message):
+    tqdm.write(f"error: {message}", file=sys.stderr)  # print would tear the progress bar
+    sys.exit(1)
+
+
+class Contract(gym.Wrapper):
+    """The environment contract, kept and checked at every step. What breaks it ends the program with one line.
+
+    Actions arrive in [-1, 1] and are scaled to the environment's box only here. A violation terminates (constraints are
+    hard, Section 5.1). An episode follows from its seed alone, so that no environment's generator has a history. Its
+    last info has its statistics in info["episode"], unless the machine failed.
+    """
+
+    def __init__(self, env, env_id):
+        super().__init__(env)
+        self.env_id, self.box, self.noted = env_id, env.action_space, False
+        self.action_space = gym.spaces.Box(-1, 1, self.box.shape, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        random.seed(seed)  # this and the next for environments that use the global generators
+        np.random.seed(seed)
+        obs, info = self.env.reset(seed=seed, options=options)
+        self.check_finite(observation=obs)
+        self.statistics = {"episodic_return": 0.0, "episodic_length": 0}
+        self.effort = {"acceleration": [], "jerk": []}
+        return obs, info
+
+    def step(self, action):
+        """action (action_dim,) in [-1, 1] -> Gymnasium's five, info["cost"] being 0.0 or 1.0"""
+        self.check_finite(action=action)
+        low, high = self.box.low, self.box.high
+        action = np.clip(low + (action + 1) / 2 * (high - low), low, high)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if info.get("infra_failure", False):  # a lost robot link is neither the policy's doing nor its data
+            return obs, reward, terminated, True, {**info, "cost": 0.0}
+        try:
+            cost = float(info["cost"])
+        except (KeyError, TypeError, ValueError):
+            cost = math.nan
+        if math.isnan(cost):
+            given = info.get("cost", "nothing")
+            fail(f'{self.env_id} must give info["cost"], a number, at every step, but gave {given}')
+        self.check_finite(observation=obs, reward=reward)
+        info = {**info, "cost": float(cost > 0)}
+        if cost > 0 and not terminated and not self.noted:
+            tqdm.write(f"note: {self.env_id} did not terminate on a violation; its episodes end there all the same")
+            self.noted = True
+        terminated = bool(terminated or cost > 0)
+
+        self.statistics["episodic_return"] += float(reward)
+        self.statistics["episodic_length"] += 1
+        for key, values in self.effort.items():
+            values.extend([float(info[key])] if key in info else [])
+        if terminated or truncated:
+            self.statistics["violation"] = info["cost"]
+            self.statistics |= {key: float(info[key] > 0) for key in info if key.startswith("cost_")}
+            if "is_success" in info:  # at the last step, and no step violated
+                self.statistics["success"] = float(info["is_success"]) * (1 - info["cost"])
+            self.statistics |= {key: float(np.mean(values)) for key, values in self.effort.items() if values}
+            info["episode"] = self.statistics
+        return obs, reward, terminated, truncated, info
+
+    def check_finite(self, **given):
+        for name, numbers in given.items():
+            if not np.isfinite(numbers).all():
+                fail(f"in {self.env_id} the {name} is not finite: {np.asarray(numbers).tolist()}")
+
+
+def make_env(env_id, render):
+    """gym.make, a flat observation and the contract; an unusable id ends the program with one line."""
+    module, _ = ENVIRONMENTS.get(env_id, ("", None))
+    try:
+        prefix, colon, _ = env_id.rpartition(":")
+        if colon and not all(part.isidentifier() for part in prefix.split(".")):
+            raise gym.error.Error(f"{prefix!r} cannot be a module's name")
+        full_id = f"{module}:{env_id}" if module else env_id
+        env = gym.make(full_id)
+        if render:
+            if "rgb_array" not in env.metadata["render_modes"]:
+                raise gym.error.Error("it has no render mode rgb_array for --capture-video")
+            env = gym.make(full_id, render_mode="rgb_array")
+    except (gym.error.Error, ImportError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        known = f"Known: {', '.join(ENVIRONMENTS)}; besides, every id of Gymnasium, and my_module:MyEnv-v0"
+        fail(f"cannot make --env-id {env_id}: {reason}. {known}")
+    box = env.action_space
+    if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not np.isfinite([box.low, box.high]).all():
+        fail(f"actions must be a bounded, one-dimensional Box (continuous), but {env_id} has {box}")
+    if not env.observation_space.is_np_flattenable:
+        fail(f"observations must fit a flat vector, but {env_id} has {env.observation_space}")
+    return Contract(gym.wrappers.FlattenObservation(env), env_id)
+
+
+def check_fit(saved, path, env, hidden_size):
+    """Ends the program with one line if a policy was made for other sizes or another box of actions."""
+    here = dict(obs_dim=env.observation_space.shape[0], action_dim=len(env.box.low), hidden_size=hidden_size)
+    here.update(action_low=env.box.low.tolist(), action_high=env.box.high.tolist())
+    there = {**saved["sizes"], "action_low": saved["action_low"].tolist(), "action_high": saved["action_high"].tolist()}
+    for name in here:
+        if here[name] != there[name]:
+            fail(f"{path} was made with {name} {there[name]}, but here it is {here[name]}")
+
+
+def load_states(parts, states, path):
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+    except (RuntimeError, KeyError) as error:
+        fail(f"{path} does not fit this script: {' '.join(str(error).split())}")
+
+
+def evaluate(policy, folder, seed, episodes, device, video):
+    """Whole episodes of pi_det, on an environment of their own -> {metric: one number per episode}.
+
+    Writes them to eval_{step}.json, with mean and standard deviation. The training's generators are not touched.
+    """
+    results, name = {}, f"eval_{policy['step']}"
+    env = make_env(policy["env_id"], video)
+    check_fit(policy, folder, env, policy["sizes"]["hidden_size"])
+    if video:
+        env = gym.wrappers.RecordVideo(env, f"{folder}/videos", lambda _: True, name_prefix=name, disable_logger=True)
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        actor = Actor(**policy["sizes"]).to(device)
+        load_states({"actor": actor}, policy, folder)
+        for k in range(episodes):
+            (obs, _), done = env.reset(seed=episode_seed(seed, k, stream=1)), False
+            while not done:
+                action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device)[None])[2][0].cpu().numpy()
+                obs, _, terminated, truncated, info = env.step(action)
+                done = terminated or truncated
+            for key, value in info.get("episode", {}).items():
+                results.setdefault(key, []).append(value)
+    env.close()
+    mean, std = ({key: float(f(values)) for key, values in results.items()} for f in (np.mean, np.std))
+    facts = dict(env_id=policy["env_id"], policy=f"policy_{policy['step']}.pt", seed=seed)
+    try:
+        with open(f"{folder}/{name}.json", "w") as file:
+            json.dump(facts | dict(mean=mean, std=std, episodes=results), file, indent=1)
+    except OSError as error:
+        tqdm.write(f"warning: cannot write {folder}/{name}.json: {error.strerror}", file=sys.stderr)
+    return results
+
+
+def save(state, path, previous=None):
+    """Whoever opens path finds the old file or the new one, whole; `previous` keeps the old one. May raise OSError."""
+    try:
+        with open(path + ".tmp", "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and os.path.exists(path):
+            os.replace(path, previous)
+        os.replace(path + ".tmp", path)
+    except BaseException as error:
+        if os.path.isfile(path + ".tmp"):
+            os.remove(path + ".tmp")
+        while error.__context__:  # torch.save hides what went wrong, be it a full disk or a signal's SystemExit
+            error = error.__context__
+        raise error from None
+
+
+def load(path, fallback=None):
+    """What `save` wrote, on the CPU; no code in it can run. A damaged file is put aside where there is a fallback."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # torch.load compares no checksums
+                raise ValueError(f"{damaged} is damaged")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch have a dozen for this
+        problem = f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
+        if not fallback or not os.path.exists(fallback):
+            fail(problem)
+        print(f"note: {problem}; going back to {fallback}")
+        if os.path.exists(path):  # or the next checkpoint would push the good one out
+            os.replace(path, path + ".damaged")
+        return load(fallback)
+    found = saved.get("format") if isinstance(saved, dict) else None
+    if found != FORMAT:
+        fail(f"{path} has the format {found!r}, but this script reads {FORMAT!r}")
+    return saved
+
+
+def interrupt(signum, _):
+    signal.signal(signum, signal.SIG_DFL)  # a second one ends the program at once
+    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
+    args, checkpoint = tyro.cli(Args), None
+    if args.resume and args.evaluate:
+        fail("--resume goes on with the training and --evaluate does not train: give one of them")
+    if args.resume:
+        run_dir = args.resume.rstrip("/")
+        checkpoint = load(f"{run_dir}/checkpoint.pt", fallback=f"{run_dir}/checkpoint.prev.pt")
+        args = tyro.cli(Args, default=Args(**{**checkpoint["args"], "resume": None}))
+        for name in checkpoint["args"].keys() - {"total_timesteps", "checkpoint_every", "hidden_size", "resume"}:
+            if getattr(args, name) != checkpoint["args"][name]:
+                flag = f"--{name.replace('_', '-')}"
+                print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
+                setattr(args, name, checkpoint["args"][name])
     args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
     module, table_nu_init = ENVIRONMENTS.get(args.env_id, ("", OTHER_NU_INIT))
     args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
     for rule, holds, names in (
-        ("at least 1", lambda x: x >= 1, "total_timesteps buffer_size batch_size hidden_size initial_states"),
-        ("at least 0", lambda x: x >= 0, "learning_starts"),
+        ("at least 1", lambda x: x >= 1, "total_timesteps buffer_size batch_size hidden_size initial_states episodes"),
+        ("at least 0", lambda x: x >= 0, "learning_starts checkpoint_every eval_every"),
         ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
         ("finite and at least 0", lambda x: 0 <= x < np.inf, "policy_lr q_lr nu_lr epsilon_lr alpha_lr nu_init"),
         ("finite and above 0", lambda x: 0 < x < np.inf, "reward_scale"),
@@ -204,63 +395,69 @@ if __name__ == "__main__":
     ):
         for name in names.split():
             if not holds(getattr(args, name)):
-                sys.exit(f"error: --{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
+                fail(f"--{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
+
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    sys.path.append(os.getcwd())  # `--env-id my_module:MyEnv-v0` finds my_module.py in the current folder
+
+    if args.evaluate:
+        path = args.evaluate
+        if os.path.isdir(path):
+            policies = glob.glob(os.path.join(glob.escape(path), "policy_[0-9]*.pt"))
+            if not policies:
+                fail(f"there is no policy_*.pt in {path}")
+            path = max(policies, key=lambda policy: int(policy.rpartition("_")[2].removesuffix(".pt")))
+        policy, folder = load(path), os.path.dirname(path) or "."
+        results = evaluate(policy, folder, args.seed, args.episodes, device, args.capture_video)
+        print(f"{path} on {policy['env_id']}: {args.episodes} episodes, deterministic policy, seed {args.seed}")
+        print(f"{'':20}{'mean':>12}{'std':>12}")
+        for key, values in results.items():
+            print(f"{key:20}{np.mean(values):12.3f}{np.std(values):12.3f}")
+        sys.exit()
 
     if args.learning_starts >= args.total_timesteps:
         print("note: no update will be made, --learning-starts is not below --total-timesteps")
 
     # The environment comes before the run folder, so that an unusable id leaves none behind.
-    sys.path.append(os.getcwd())  # `--env-id my_module:MyEnv-v0` finds my_module.py in the current folder
-    try:
-        prefix, colon, _ = args.env_id.rpartition(":")
-        if colon and not all(part.isidentifier() for part in prefix.split(".")):
-            raise gym.error.Error(f"{prefix!r} cannot be a module's name")
-        env = gym.make(f"{module}:{args.env_id}" if module else args.env_id)
-    except (gym.error.Error, ImportError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        known = f"Known: {', '.join(ENVIRONMENTS)}; besides, every id of Gymnasium, and my_module:MyEnv-v0"
-        sys.exit(f"error: cannot make --env-id {args.env_id}: {reason}. {known}")
-    box = env.action_space
-    if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not np.isfinite([box.low, box.high]).all():
-        sys.exit(f"error: actions must be a bounded, one-dimensional Box (continuous), but {args.env_id} has {box}")
-    if not env.observation_space.is_np_flattenable:
-        sys.exit(f"error: observations must fit a flat vector, but {args.env_id} has {env.observation_space}")
-    env = gym.wrappers.FlattenObservation(env)
-    obs_dim, action_dim = env.observation_space.shape[0], box.shape[0]
+    env = make_env(args.env_id, args.capture_video)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    if checkpoint:
+        check_fit(checkpoint, run_dir, env, args.hidden_size)
+    sizes = dict(obs_dim=obs_dim, action_dim=action_dim, hidden_size=args.hidden_size)
+    action_low, action_high = torch.as_tensor(env.box.low), torch.as_tensor(env.box.high)
 
     if args.track:
         try:
             import wandb
         except ImportError:
-            sys.exit("error: --track needs Weights & Biases: pip install wandb")
+            fail("--track needs Weights & Biases: pip install wandb")
 
-    # The run folder, never one that exists
-    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace(":", "_").replace("/", "_")
-    run_dir, attempt = os.path.join("runs", run_name), 1
-    while True:
-        try:
-            os.makedirs(run_dir)
-            break
-        except FileExistsError:
-            attempt += 1
-            run_dir = os.path.join("runs", f"{run_name}-{attempt}")
-        except OSError as error:
-            sys.exit(f"error: cannot make the run folder {run_dir}: {error.strerror}")
+    if not checkpoint:  # the run folder, never one that exists
+        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        base = run_dir = os.path.join("runs", run_name.replace(":", "_").replace("/", "_"))
+        for attempt in itertools.count(2):
+            try:
+                os.makedirs(run_dir)
+                break
+            except FileExistsError:
+                run_dir = f"{base}-{attempt}"
+            except OSError as error:
+                fail(f"cannot make the run folder {run_dir}: {error.strerror}")
     if args.track:
         wandb.init(
             project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir),
-            config=vars(args), sync_tensorboard=True, save_code=True,
+            config=vars(args), sync_tensorboard=True, save_code=True, id=os.path.basename(run_dir), resume="allow",
         )
-    writer = SummaryWriter(run_dir)
-    table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+    if checkpoint:  # what was logged after the checkpoint will be logged again
+        writer = SummaryWriter(run_dir, purge_step=checkpoint["step"] + 1)
+    else:
+        writer = SummaryWriter(run_dir)
+        table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
 
-    random.seed(args.seed)  # this and the next for environments that use them
-    np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     why = " (CUDA is not available)" if args.cuda and device.type == "cpu" else ""
     print(f"{args.env_id}: observation {obs_dim}, action {action_dim}. Training on {device}{why}, logging to {run_dir}")
 
@@ -286,22 +483,90 @@ if __name__ == "__main__":
     capacity = min(args.buffer_size, args.total_timesteps)
     D, D_s = (ReplayBuffer(capacity, rng, device, **fields) for _ in range(2))
     D_0 = ReplayBuffer(max(10_000, args.initial_states), rng, device, obs=(obs_dim,))
+
+    global_step, checkpoint_step, episode, violations_total = 0, None, 0, 0
+    recent_violations, recent_successes, metrics = [], [], {}
+    first_not_finite = torch.zeros(13, dtype=torch.int64, device=device)  # for each of `metrics`, the step
+
+    # What a run consists of, for its checkpoints
+    parts = dict(
+        actor=actor, qr=qr, qc=qc, qr_target=qr_target, qc_target=qc_target, qr_optimizer=qr_optimizer,
+        qc_optimizer=qc_optimizer, alpha_optimizer=alpha_optimizer, D=D, D_s=D_s, D_0=D_0,
+    )
+
+    def tensors():
+        squares = dict(nu_square=nu_square, epsilon_square=epsilon_square, **phi_square)
+        return dict(nu=nu, epsilon=epsilon, log_alpha=log_alpha) | squares
+
+    if checkpoint:
+        load_states(parts, checkpoint["parts"], run_dir)
+        with torch.no_grad():
+            for name, tensor in tensors().items():
+                tensor.copy_(checkpoint["tensors"][name])
+        global_step, episode, violations_total, recent_violations, recent_successes = checkpoint["counters"]
+        rng.bit_generator.state, torch_rng, cuda_rng = checkpoint["generators"]
+        torch.set_rng_state(torch_rng)
+        if device.type == "cuda" and cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng, device)
+        torch.set_num_threads(checkpoint["threads"])  # with another number sums round differently
+        checkpoint, checkpoint_step = None, global_step
+        if global_step >= args.total_timesteps:
+            print(f"note: this run has ended at step {global_step}; --total-timesteps can take it further")
+
+    def log(metrics, flush=False):
+        # A full disk ends TensorBoard's writer for good, but not the training: the next flush opens another.
+        global writer
+        try:
+            if flush and writer is None:
+                writer = SummaryWriter(run_dir)
+            for tag, value in metrics.items() if writer else ():
+                writer.add_scalar(tag, value, global_step)
+            if flush:
+                writer.flush()
+        except OSError as error:
+            writer = None
+            bar.write(f"warning: cannot log to {run_dir} ({error.strerror}); the training goes on", file=sys.stderr)
+
+    def stop_if_not_finite():
+        bad = {tag: step for tag, step in zip(metrics, first_not_finite.tolist()) if step}
+        if bad:
+            first = min(bad.values())
+            fail(f"not finite at step {first}: {', '.join(tag for tag in bad if bad[tag] == first)}")
+
+    # However the program ends from here on, it says how the run can go on.
+    def farewell(finished=False):
+        bar.close()
+        env.close()
+        log({}, flush=True)
+        if not finished:
+            hint = "there is no checkpoint yet (--checkpoint-every)"
+            if checkpoint_step is not None:
+                hint = (
+                    f"the last good checkpoint is {run_dir}/checkpoint.pt of step {checkpoint_step}. To go on from it, "
+                    f"{global_step - checkpoint_step} steps again: python {sys.argv[0]} --resume {run_dir}"
+                )
+            print(f"stopped at step {global_step}; {hint}", file=sys.stderr)
+
+    bar_every = 0.5 if sys.stderr.isatty() else 30
+    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", mininterval=bar_every)
+    atexit.register(farewell)
+
     # Alg. 1, line 2: D_0 approximates rho_0; each episode adds its first state to these.
-    episode = 0
-    for _ in range(args.initial_states):
+    while episode < args.initial_states:
         obs, _ = env.reset(seed=episode_seed(args.seed, episode))
         episode += 1
         D_0.add(obs=obs)
+    if args.capture_video:
+        env = gym.wrappers.RecordVideo(env, os.path.join(run_dir, "videos"), name_prefix="train", disable_logger=True)
 
-    global_step, violations_total, warned = 0, 0, False
-    recent_violations, recent_successes = deque(maxlen=100), deque(maxlen=100)
-    start_time = time.time()
-    bar = tqdm(total=args.total_timesteps, unit="step", delay=1, mininterval=0.5 if sys.stderr.isatty() else 30)
+    first_step, start_time = global_step, time.time()
     while global_step < args.total_timesteps:  # Alg. 1, line 3
+        if args.capture_video:
+            env.episode_id = episode - args.initial_states  # the same names and choice of episodes after a resume
         obs, _ = env.reset(seed=episode_seed(args.seed, episode))  # Alg. 1, line 4
         episode += 1
         D_0.add(obs=obs)
-        episodic_return, episodic_length, effort, done = 0.0, 0, {"acceleration": [], "jerk": []}, False
+        episode_start, done = global_step, False
         while not done and global_step < args.total_timesteps:  # Alg. 1, line 5
             # Alg. 1, line 6: a_t ~ pi_phi; uniform before learning starts
             if global_step < args.learning_starts:
@@ -309,31 +574,15 @@ if __name__ == "__main__":
             else:
                 with torch.no_grad():
                     action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device)[None])[0][0].cpu().numpy()
+                if not np.isfinite(action).all():
+                    stop_if_not_finite()
 
-            # Alg. 1, line 7. Only here do actions leave [-1, 1] for the environment's box.
-            env_action = np.clip(box.low + (action + 1) / 2 * (box.high - box.low), box.low, box.high)
-            next_obs, reward, terminated, truncated, info = env.step(env_action)
             global_step += 1
             bar.update()
-            if info.get("infra_failure", False):  # a lost robot link is neither the policy's doing nor its data
+            next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 7
+            if info.get("infra_failure", False):  # stored nowhere, and no statistic
                 break
-            try:
-                cost = float(info["cost"])
-            except (KeyError, TypeError, ValueError):
-                cost = math.nan
-            if math.isnan(cost):
-                given = info.get("cost", "nothing")
-                sys.exit(f'error: {args.env_id} must give info["cost"], a number, at every step, but gave {given}')
-            cost = float(cost > 0)
-            if cost and not terminated and not warned:
-                bar.write(f"note: {args.env_id} did not terminate on a violation; its episodes end there all the same")
-                warned = True
-            terminated = bool(terminated or cost)  # hard constraints (Section 5.1)
-            done = terminated or truncated
-            episodic_return, episodic_length = episodic_return + float(reward), episodic_length + 1
-            for key, values in effort.items():
-                if key in info:
-                    values.append(info[key])
+            cost, done = info["cost"], terminated or truncated
 
             # Alg. 1, lines 8-11: D stores all transitions and D_s those that violate (Appendix B). The printed `else`
             # keeps violations out of D, so that the reward critic never sees the end that they are.
@@ -448,44 +697,70 @@ if __name__ == "__main__":
                     nu_square, epsilon_square = nu_square_new.detach(), epsilon_square_new.detach()
                 # <<< Algorithm 1, lines 12 to 20
 
-                if global_step % 100 == 0:
-                    L = J_r - alpha * J_h - nu_new * (J_c - epsilon)
-                    for tag, value in {
+                with torch.no_grad():
+                    metrics = {
                         "meta/epsilon": epsilon, "meta/alpha": log_alpha.exp(), "meta/nu": nu,
                         "meta/grad_epsilon": grad_epsilon, "meta/grad_alpha": grad_alpha,
                         "meta/grad_alpha_direct": grad_alpha_direct,
-                        "meta/grad_alpha_via_epsilon": grad_alpha_via_epsilon,
-                        "losses/qr": loss_qr, "losses/qc": loss_qc, "losses/policy": -L, "losses/entropy": -J_h,
-                        "values/qr": J_r, "values/qc": J_c,
-                        "charts/SPS": global_step / (time.time() - start_time),
-                    }.items():
-                        writer.add_scalar(tag, value, global_step)
+                        "meta/grad_alpha_via_epsilon": grad_alpha_via_epsilon, "losses/qr": loss_qr,
+                        "losses/qc": loss_qc, "losses/policy": -(J_r - alpha * J_h - nu_new * (J_c - epsilon)),
+                        "losses/entropy": -J_h, "values/qr": J_r, "values/qc": J_c,
+                    }
+                    news = ~torch.stack(list(metrics.values())).isfinite() & (first_not_finite == 0)
+                    first_not_finite += news * global_step  # stays on the device until somebody asks
+                if global_step % 100 == 0:
+                    stop_if_not_finite()
+                    log({**metrics, "charts/SPS": (global_step - first_step) / (time.time() - start_time)})
 
             # Alg. 1, line 21: a violation ends the episode; so does the environment
             if done:
-                recent_violations.append(cost)
                 violations_total += int(cost)
-                charts = {
-                    "episodic_return": episodic_return, "episodic_length": episodic_length, "violation": cost,
-                    "violation_rate": np.mean(recent_violations), "violations_total": violations_total,
-                }
-                if "is_success" in info:  # at the last step, and no step violated
-                    recent_successes.append(float(info["is_success"]) * (1 - cost))
+                recent_violations = [*recent_violations, cost][-100:]
+                charts = {"violation_rate": np.mean(recent_violations), "violations_total": violations_total}
+                charts |= info["episode"]
+                if "success" in charts:
+                    recent_successes = [*recent_successes, charts.pop("success")][-100:]
                     charts["success_rate"] = np.mean(recent_successes)
-                charts.update({key: np.mean(values) for key, values in effort.items() if values})
-                for key, value in charts.items():
-                    writer.add_scalar(f"charts/{key}", value, global_step)
+                log({f"charts/{key}": value for key, value in charts.items()})
                 bar.set_postfix_str(
-                    f"return {episodic_return:.1f}, violation rate {charts['violation_rate']:.2f}, "
+                    f"return {charts['episodic_return']:.1f}, violation rate {charts['violation_rate']:.2f}, "
                     f"epsilon {epsilon.item():.2f}, alpha {log_alpha.exp().item():.3f}, nu {nu.item():.2f}",
                     refresh=False,
                 )
-    bar.close()
 
-    path = os.path.join(run_dir, f"policy_{global_step}.pt")
-    sizes = dict(obs_dim=obs_dim, action_dim=action_dim, hidden_size=args.hidden_size)
-    low, high = torch.as_tensor(box.low), torch.as_tensor(box.high)
-    torch.save(dict(actor=actor.state_dict(), sizes=sizes, action_low=low, action_high=high, env_id=args.env_id), path)
-    env.close()
-    writer.close()
-    print(f"{global_step} steps, {violations_total} violations; the policy is in {path}")
+        # Between episodes: evaluation and checkpoint. Of the environment nothing has to be kept.
+        finished = global_step >= args.total_timesteps
+        evaluation_due, checkpoint_due = (
+            every > 0 and (finished or global_step // every > episode_start // every)
+            for every in (args.eval_every, args.checkpoint_every)
+        )
+        if evaluation_due or checkpoint_due or finished:
+            stop_if_not_finite()
+            policy = dict(
+                format=FORMAT, env_id=args.env_id, step=global_step, actor=actor.state_dict(), sizes=sizes,
+                action_low=action_low, action_high=action_high,
+            )
+            try:
+                save(policy, f"{run_dir}/policy_{global_step}.pt")
+                if evaluation_due:
+                    results = evaluate(policy, run_dir, args.seed, args.episodes, device, args.capture_video)
+                    log({f"eval/{key}": np.mean(values) for key, values in results.items()})
+                if checkpoint_due or finished:
+                    log({}, flush=True)
+                    counters = (global_step, episode, violations_total, recent_violations, recent_successes)
+                    cuda_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+                    state = policy | dict(
+                        args=vars(args), parts={name: part.state_dict() for name, part in parts.items()},
+                        tensors=tensors(), counters=counters, threads=torch.get_num_threads(),
+                        generators=(rng.bit_generator.state, torch.get_rng_state(), cuda_rng),
+                    )
+                    save(state, f"{run_dir}/checkpoint.pt", previous=f"{run_dir}/checkpoint.prev.pt")
+                    checkpoint_step = global_step
+            except OSError as error:
+                bar.write(f"warning: cannot write {error.filename or run_dir}: {error.strerror}", file=sys.stderr)
+
+    atexit.unregister(farewell)
+    farewell(finished=True)
+    if checkpoint_step != global_step:
+        fail(f"the last policy and checkpoint could not be written to {run_dir}")
+    print(f"{global_step} steps, {violations_total} violations; the policy is in {run_dir}/policy_{global_step}.pt")

@@ -4,6 +4,8 @@ Observation: position (m), step / 20. Action: velocity in [-0.4, 0.4] m/s, 1 s a
 1 m on either side. 20 steps. Its variants break the contract in one way each.
 """
 
+import random
+
 import gymnasium as gym
 import numpy as np
 
@@ -37,6 +39,37 @@ class MyEnv(gym.Env):
         return np.array([self.position, self.steps / 20], np.float32)
 
 
+class GlobalRandom(gym.Wrapper):
+    """Somebody's environment that draws from the global generators of Python and NumPy."""
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        obs[1] += random.random() + np.random.random()
+        return obs, reward + random.random(), *rest
+
+
+class Broken(gym.Wrapper):
+    """Gives `value` instead of an observation or a reward at the n-th step, or at the n-th reset."""
+
+    def __init__(self, what, value, n):
+        super().__init__(MyEnv())
+        self.what, self.value, self.n, self.count = what, value, n, 0
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        self.count += self.what == "reset"
+        return obs * self.value if self.what == "reset" and self.count == self.n else obs, info
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        self.count += self.what != "reset"
+        if self.count == self.n and self.what == "reward":
+            reward = self.value
+        elif self.count == self.n and self.what == "observation":
+            obs[1] = self.value
+        return obs, reward, *rest
+
+
 class DictEnv(gym.ObservationWrapper):
     metadata = MyEnv.metadata
 
@@ -66,3 +99,9 @@ gym.register("Awkward-v0", entry_point=MyEnv, kwargs={"action_space": AWKWARD})
 gym.register("InfraFailure-v0", entry_point=MyEnv, kwargs={"infra_failure_at": 15})
 gym.register("Dict-v0", entry_point=DictEnv)
 gym.register("Sequence-v0", entry_point=SequenceEnv)
+gym.register("GlobalRandom-v0", entry_point=lambda: GlobalRandom(MyEnv()))
+gym.register("Nan-observation-v0", entry_point=lambda: Broken("observation", np.nan, 230))
+gym.register("Nan-reset-v0", entry_point=lambda: Broken("reset", np.nan, 230))
+gym.register("Nan-reward-v0", entry_point=lambda: Broken("reward", np.nan, 230))
+gym.register("Inf-reward-v0", entry_point=lambda: Broken("reward", -np.inf, 230))
+gym.register("Huge-reward-v0", entry_point=lambda: Broken("reward", 1e30, 230))

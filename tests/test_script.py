@@ -2,66 +2,23 @@
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT, SCRIPT, SHORT, assert_one_line, run, scalars, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "meta_sac_lag.py"
-SHORT = "--total-timesteps 300 --learning-starts 100 --initial-states 4 --batch-size 32 --hidden-size 16".split()
 TAGS = (
     "charts/episodic_return charts/episodic_length charts/violation charts/violation_rate charts/violations_total "
     "charts/success_rate charts/SPS meta/epsilon meta/alpha meta/nu meta/grad_epsilon meta/grad_alpha "
     "meta/grad_alpha_direct meta/grad_alpha_via_epsilon losses/qr losses/qc losses/policy losses/entropy "
     "values/qr values/qc"
 ).split()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    shutil.copy(ROOT / "tests" / "my_env.py", tmp_path)
-    return tmp_path
-
-
-def run(folder, *flags, script=SCRIPT, **environment):
-    return subprocess.run(
-        [sys.executable, str(script), *map(str, flags)],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def train(folder, *flags, **environment):
-    """Runs the script to its end and returns the new run folder."""
-    before = set(folder.glob("runs/*"))
-    result = run(folder, *flags, **environment)
-    assert result.returncode == 0, result.stderr
-    (run_dir,) = set(folder.glob("runs/*")) - before
-    return run_dir
-
-
-def scalars(run_dir):
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def train_in_process(folder, monkeypatch, env_id, *flags):
-    """Runs the script here; returns all names of its flat main: the buffers, the networks, the environment."""
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(sys, "argv", ["meta_sac_lag.py", "--env-id", env_id, *map(str, flags)])
-    return runpy.run_path(str(SCRIPT), run_name="__main__")
+KINDS = {"charts/cost_force", "charts/cost_drop"}  # EggManipulate's
 
 
 def test_the_command_of_the_readme(tmp_path):
@@ -70,7 +27,7 @@ def test_the_command_of_the_readme(tmp_path):
     run_dir = train(tmp_path, *flags)
     assert re.fullmatch(r"EggManipulate__meta_sac_lag__1__\d{10}", run_dir.name)
     written = scalars(run_dir)
-    assert set(written) == set(TAGS)
+    assert set(written) == {*TAGS, *KINDS}
     assert [step for step, _ in written["meta/nu"]] == [300, 400]
     assert written["meta/nu"][-1][1] == pytest.approx(100, abs=0.5)  # Table 1
     assert all(np.isfinite(value) for series in written.values() for _, value in series)
@@ -133,9 +90,9 @@ def test_copied_alone_on_the_newest_gymnasium(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("in_d", [True, False])
-def test_buffers_get_the_transitions_they_should(folder, monkeypatch, in_d):
+def test_buffers_get_the_transitions_they_should(folder, train_here, in_d):
     flag = "--store-violations-in-d" if in_d else "--no-store-violations-in-d"
-    names = train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT, flag)
+    names = train_here("my_env:MyEnv-v0", *SHORT, flag)
     D, D_s, D_0 = (
         {field: rows[: len(names[b])] for field, rows in names[b].rows.items()} for b in ("D", "D_s", "D_0")
     )
@@ -156,12 +113,12 @@ def test_buffers_get_the_transitions_they_should(folder, monkeypatch, in_d):
     assert abs(D["action"]).max() > 0.9 and abs(D["action"]).max() <= 1
 
 
-def test_actions_are_uniform_first_and_then_sampled_from_the_policy(folder, monkeypatch):
-    actions = train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT)["D"].rows["action"]
+def test_actions_are_uniform_first_and_then_sampled_from_the_policy(folder, train_here):
+    actions = train_here("my_env:MyEnv-v0", *SHORT)["D"].rows["action"]
     assert actions[:100].std() == pytest.approx(1 / np.sqrt(3), abs=0.06)  # uniform on [-1, 1]
     assert actions[100:200].std() < 0.45  # a fresh policy's standard deviation is about 0.22
     frozen = (*SHORT, "--learning-starts", 0, "--total-timesteps", 200, "--policy-lr", 0)
-    names = train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *frozen)
+    names = train_here("my_env:MyEnv-v0", *frozen)
     with torch.no_grad():
         mean, log_std = names["actor"].net(torch.as_tensor(names["D"].rows["obs"])).chunk(2, -1)
     std = torch.exp(-5 + 3.5 * (torch.tanh(log_std) + 1))
@@ -169,8 +126,8 @@ def test_actions_are_uniform_first_and_then_sampled_from_the_policy(folder, monk
     assert noise.std().item() == pytest.approx(1, abs=0.2) and abs(noise.mean().item()) < 0.3
 
 
-def test_a_violation_ends_the_episode_even_if_the_environment_goes_on(folder, monkeypatch, capsys):
-    names = train_in_process(folder, monkeypatch, "my_env:NotTerminating-v0", *SHORT)
+def test_a_violation_ends_the_episode_even_if_the_environment_goes_on(folder, train_here, capsys):
+    names = train_here("my_env:NotTerminating-v0", *SHORT)
     D, n = names["D"].rows, len(names["D"])
     assert (abs(D["obs"][:n, 0]) <= 1).all()  # never a step from outside
     assert (D["terminated"][:n] == D["cost"][:n]).all() and D["cost"][:n].sum() == names["violations_total"] > 3
@@ -178,8 +135,8 @@ def test_a_violation_ends_the_episode_even_if_the_environment_goes_on(folder, mo
     assert (captured.out + captured.err).count("did not terminate on a violation") == 1
 
 
-def test_infra_failure_is_stored_nowhere(folder, monkeypatch):
-    names = train_in_process(folder, monkeypatch, "my_env:InfraFailure-v0", *SHORT)
+def test_infra_failure_is_stored_nowhere(folder, train_here):
+    names = train_here("my_env:InfraFailure-v0", *SHORT)
     D, n = names["D"].rows, len(names["D"])
     fifteenth = D["next_obs"][:n, 1] == np.float32(15 / 20)
     assert n < 300 and D["next_obs"][:n, 1].max() == np.float32(14 / 20) and not fifteenth.any()
@@ -187,9 +144,9 @@ def test_infra_failure_is_stored_nowhere(folder, monkeypatch):
     assert all(length < 15 for _, length in ends)  # an episode counts only if a violation ended it before
 
 
-def test_logged_episodes(folder, monkeypatch):
+def test_logged_episodes(folder, train_here):
     """Returns are unscaled; success needs no violation; acceleration and jerk are means over the episode."""
-    names = train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT, "--reward-scale", 50)
+    names = train_here("my_env:MyEnv-v0", *SHORT, "--reward-scale", 50)
     written = scalars(next(folder.glob("runs/*")))
     length, violation = dict(written["charts/episodic_length"]), dict(written["charts/violation"])
     assert all(abs(value) <= length[step] * 1.4 for step, value in written["charts/episodic_return"])
@@ -202,17 +159,17 @@ def test_logged_episodes(folder, monkeypatch):
     assert all(value == pytest.approx((length[step] + 1) / 2) for step, value in written["charts/jerk"])
 
 
-def test_table_1_for_either_spelling(folder, monkeypatch):
+def test_table_1_for_either_spelling(folder, train_here):
     short = (*SHORT, "--total-timesteps", 30)
-    assert train_in_process(folder, monkeypatch, "benchmark_envs:EggManipulate", *short)["nu"] == 100
-    assert train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *short)["nu"] == 10
-    assert train_in_process(folder, monkeypatch, "EggManipulate", *short, "--nu-init", 3)["nu"] == 3
+    assert train_here("benchmark_envs:EggManipulate", *short)["nu"] == 100
+    assert train_here("my_env:MyEnv-v0", *short)["nu"] == 10
+    assert train_here("EggManipulate", *short, "--nu-init", 3)["nu"] == 3
 
 
-def test_actions_stay_inside_an_awkward_box(folder, monkeypatch):
+def test_actions_stay_inside_an_awkward_box(folder, train_here):
     """float32 rounding takes low + (1 + 1) / 2 (high - low) past high for this box; the environment would refuse it."""
-    names = train_in_process(folder, monkeypatch, "my_env:Awkward-v0", *SHORT, "--alpha-init", 1)
-    box, a = names["box"], np.float32(1)
+    names = train_here("my_env:Awkward-v0", *SHORT, "--alpha-init", 1)
+    box, a = names["env"].box, np.float32(1)
     assert box.low + (a + 1) / 2 * (box.high - box.low) > box.high
 
 
@@ -221,25 +178,17 @@ def test_no_update_is_said(folder):
     assert result.returncode == 0 and "note: no update will be made" in result.stdout
 
 
-def test_dict_observations_are_flattened(folder, monkeypatch):
-    assert train_in_process(folder, monkeypatch, "my_env:Dict-v0", *SHORT)["obs_dim"] == 2
+def test_dict_observations_are_flattened(folder, train_here):
+    assert train_here("my_env:Dict-v0", *SHORT)["obs_dim"] == 2
 
 
-def test_two_runs_in_the_same_second(folder, monkeypatch):
+def test_two_runs_in_the_same_second(folder, train_here, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
     monkeypatch.setattr("sys.stderr", open(os.devnull, "w"))
     for _ in range(2):
-        train_in_process(folder, monkeypatch, "my_env:MyEnv-v0", *SHORT, "--total-timesteps", 50)
+        train_here("my_env:MyEnv-v0", *SHORT, "--total-timesteps", 50)
     names = sorted(path.name for path in folder.glob("runs/*"))
     assert names == ["my_env_MyEnv-v0__meta_sac_lag__1__1700000000", "my_env_MyEnv-v0__meta_sac_lag__1__1700000000-2"]
-
-
-def assert_one_line(result, *words):
-    assert result.returncode not in (0, None)
-    assert "Traceback" not in result.stderr, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    assert all(word in lines[0] for word in words), lines[0]
 
 
 @pytest.mark.parametrize(
@@ -274,10 +223,13 @@ def assert_one_line(result, *words):
         ("--nu-init -1", ["--nu-init"]),
         ("--reward-scale 0", ["--reward-scale"]),
         ("--tau 0", ["--tau"]),
+        ("--checkpoint-every -1", ["--checkpoint-every"]),
+        ("--eval-every -1", ["--eval-every"]),
+        ("--episodes 0", ["--episodes"]),
     ],
 )
-def test_bad_input(folder, flags, words):
-    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, *flags.split())
+def test_bad_input(run_here, flags, words):
+    result = run_here("--env-id", "my_env:MyEnv-v0", *SHORT, *flags.split())
     assert_one_line(result, *words)
 
 
