@@ -10,6 +10,7 @@ import sys
 
 call, countdown, signum = sys.argv[1], int(sys.argv[2]), getattr(signal, sys.argv[3])
 sys.argv = sys.argv[4:]
+sys.path[0] = os.path.dirname(sys.argv[0])  # as if the script had been started itself
 
 
 def count():

@@ -16,6 +16,8 @@ import pytest
 import torch
 from helpers import ROOT, SCRIPT, SHORT, assert_one_line, run, scalars, train
 
+from meta_sac_lag import ReplayBuffer, save
+
 KILL_AT = ROOT / "tests" / "kill_at.py"
 TOY = (*SHORT, "--env-id", "my_env:GlobalRandom-v0", "--total-timesteps", 500, "--checkpoint-every", 60)
 
@@ -40,7 +42,7 @@ def load(run_dir, name="checkpoint.pt"):
 def start(folder, *flags, stderr=subprocess.DEVNULL, **environment):
     """The script in the background, from the moment when its run folder exists, and that folder."""
     process = subprocess.Popen(
-        [sys.executable, *map(str, flags)], cwd=folder, env={**os.environ, **environment},
+        [sys.executable, "-u", *map(str, flags)], cwd=folder, env={**os.environ, **environment},
         stdout=subprocess.PIPE, stderr=stderr, text=True,
     )
     for line in process.stdout:
@@ -108,6 +110,27 @@ def test_twenty_kills(folder):
     check_killed(folder, (*TOY, "--total-timesteps", 3000, "--eval-every", 170), moments)
     flags = "--env-id EggManipulate --total-timesteps 2000 --checkpoint-every 150 --capture-video".split()
     check_killed(folder, (*SHORT, *flags), moments)
+
+
+def test_a_checkpoint_holds_what_is_in_the_buffers_and_no_more(tmp_path):
+    """A million rows may come, a hundred are there; and a ring that has gone round goes on where it was."""
+    sizes = {}
+    for n in (100, 1100):
+        D = ReplayBuffer(1_000_000, np.random.default_rng(0), "cpu", obs=(10,), cost=())
+        for i in range(n):
+            D.add(obs=np.full(10, i), cost=i)
+        save(D.state_dict(), str(tmp_path / "D"))
+        sizes[n] = os.path.getsize(tmp_path / "D")
+    assert sizes[100] < 10_000 and sizes[1100] - sizes[100] == pytest.approx(1000 * 11 * 4, abs=1000)
+
+    rings = [ReplayBuffer(8, np.random.default_rng(0), "cpu", cost=()) for _ in range(2)]
+    for i in range(11):
+        rings[0].add(cost=i)
+    rings[1].load_state_dict(rings[0].state_dict())
+    for ring in rings:
+        ring.add(cost=11)
+    assert rings[1].rows["cost"].tolist() == rings[0].rows["cost"].tolist() == [8, 9, 10, 11, 4, 5, 6, 7]
+    assert rings[0].sample(20).cost.tolist() == rings[1].sample(20).cost.tolist()
 
 
 def test_the_number_of_threads_is_kept(folder):
