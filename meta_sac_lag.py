@@ -10,12 +10,13 @@
 # is decided in README.md, "Paper / ours / why". The environment contract: Gymnasium's five-tuple, and info["cost"] at
 # every step (a violation is cost > 0).
 import atexit
-import glob
 import itertools
 import json
 import math
 import os
 import random
+import re
+import shlex
 import signal
 import sys
 import time
@@ -178,6 +179,9 @@ def episode_seed(seed, k, stream=0):
     return int(np.random.SeedSequence([seed, k, stream]).generate_state(1)[0])
 
 
+# ---- From here to the main program: the environment's contract, evaluation and files; nothing of the method ----
+
+
 def fail(message):
     tqdm.write(f"error: {message}", file=sys.stderr)  # print would tear the progress bar
     sys.exit(1)
@@ -242,7 +246,7 @@ class Contract(gym.Wrapper):
 
     def check_finite(self, **given):
         for name, numbers in given.items():
-            if not np.isfinite(numbers).all():
+            if not (np.abs(numbers) < 3.4e38).all():  # float32's range, and not NaN
                 fail(f"in {self.env_id} the {name} is not finite: {np.asarray(numbers).tolist()}")
 
 
@@ -256,7 +260,8 @@ def make_env(env_id, render):
         full_id = f"{module}:{env_id}" if module else env_id
         env = gym.make(full_id)
         if render:
-            if "rgb_array" not in env.metadata["render_modes"]:
+            env.close()
+            if "rgb_array" not in env.metadata.get("render_modes", []):
                 raise gym.error.Error("it has no render mode rgb_array for --capture-video")
             env = gym.make(full_id, render_mode="rgb_array")
     except (gym.error.Error, ImportError) as error:
@@ -312,7 +317,7 @@ def evaluate(policy, folder, seed, episodes, device, video):
                 results.setdefault(key, []).append(value)
     env.close()
     mean, std = ({key: float(f(values)) for key, values in results.items()} for f in (np.mean, np.std))
-    facts = dict(env_id=policy["env_id"], policy=f"policy_{policy['step']}.pt", seed=seed)
+    facts = dict(env_id=policy["env_id"], step=policy["step"], seed=seed)
     try:
         with open(f"{folder}/{name}.json", "w") as file:
             json.dump(facts | dict(mean=mean, std=std, episodes=results), file, indent=1)
@@ -322,7 +327,7 @@ def evaluate(policy, folder, seed, episodes, device, video):
 
 
 def save(state, path, previous=None):
-    """Whoever opens path finds the old file or the new one, whole; `previous` keeps the old one. May raise OSError."""
+    """A file that is found under path or previous is whole, whatever happens meanwhile. May raise OSError."""
     try:
         with open(path + ".tmp", "wb") as file:
             torch.save(state, file)
@@ -334,7 +339,8 @@ def save(state, path, previous=None):
     except BaseException as error:
         if os.path.isfile(path + ".tmp"):
             os.remove(path + ".tmp")
-        while error.__context__:  # torch.save hides what went wrong, be it a full disk or a signal's SystemExit
+        # torch.save hides what went wrong, be it a full disk or a signal's SystemExit
+        while error.__context__ and not isinstance(error, (OSError, SystemExit)):
             error = error.__context__
         raise error from None
 
@@ -347,8 +353,8 @@ def load(path, fallback=None):
                 raise ValueError(f"{damaged} is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch have a dozen for this
-        problem = f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
-        if not fallback or not os.path.exists(fallback):
+        problem = f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).partition(chr(10))[0]}"
+        if not fallback or not os.path.exists(fallback) or isinstance(error, (PermissionError, MemoryError)):
             fail(problem)
         print(f"note: {problem}; going back to {fallback}")
         if os.path.exists(path):  # or the next checkpoint would push the good one out
@@ -360,6 +366,20 @@ def load(path, fallback=None):
     return saved
 
 
+def lock(run_dir):
+    """Two processes in one folder would ruin each other's checkpoints. The lock ends with the process."""
+    if not os.access(run_dir, os.W_OK):
+        fail(f"cannot write to the folder {run_dir}")
+    try:
+        import fcntl
+
+        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another process is training in {run_dir}")
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+
+
 def interrupt(signum, _):
     signal.signal(signum, signal.SIG_DFL)  # a second one ends the program at once
     sys.exit(128 + signum)
@@ -369,13 +389,19 @@ if __name__ == "__main__":
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, interrupt)
     args, checkpoint = tyro.cli(Args), None
-    if args.resume and args.evaluate:
+    if args.resume is not None and args.evaluate is not None:
         fail("--resume goes on with the training and --evaluate does not train: give one of them")
-    if args.resume:
+    if args.resume is not None:
         run_dir = args.resume.rstrip("/")
+        if not os.path.isdir(run_dir):
+            fail(f"there is no run folder {run_dir!r}")
+        lock(run_dir)
         checkpoint = load(f"{run_dir}/checkpoint.pt", fallback=f"{run_dir}/checkpoint.prev.pt")
         args = tyro.cli(Args, default=Args(**{**checkpoint["args"], "resume": None}))
-        for name in checkpoint["args"].keys() - {"total_timesteps", "checkpoint_every", "hidden_size", "resume"}:
+        if args.total_timesteps <= checkpoint["step"]:
+            fail(f"{run_dir} has {checkpoint['step']} steps; a larger --total-timesteps takes it further")
+        may_change = {"total_timesteps", "checkpoint_every", "eval_every", "episodes", "hidden_size", "resume"}
+        for name in checkpoint["args"].keys() - may_change:
             if getattr(args, name) != checkpoint["args"][name]:
                 flag = f"--{name.replace('_', '-')}"
                 print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
@@ -400,16 +426,17 @@ if __name__ == "__main__":
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     sys.path.append(os.getcwd())  # `--env-id my_module:MyEnv-v0` finds my_module.py in the current folder
 
-    if args.evaluate:
+    if args.evaluate is not None:
         path = args.evaluate
         if os.path.isdir(path):
-            policies = glob.glob(os.path.join(glob.escape(path), "policy_[0-9]*.pt"))
-            if not policies:
+            steps = [int(match[1]) for name in os.listdir(path) if (match := re.fullmatch(r"policy_(\d+)\.pt", name))]
+            if not steps:
                 fail(f"there is no policy_*.pt in {path}")
-            path = max(policies, key=lambda policy: int(policy.rpartition("_")[2].removesuffix(".pt")))
+            path = os.path.join(path, f"policy_{max(steps)}.pt")
         policy, folder = load(path), os.path.dirname(path) or "."
         results = evaluate(policy, folder, args.seed, args.episodes, device, args.capture_video)
-        print(f"{path} on {policy['env_id']}: {args.episodes} episodes, deterministic policy, seed {args.seed}")
+        done = len(results.get("violation", []))  # fewer where the machine failed
+        print(f"{path} on {policy['env_id']}: {done} episodes, deterministic policy, seed {args.seed}")
         print(f"{'':20}{'mean':>12}{'std':>12}")
         for key, values in results.items():
             print(f"{key:20}{np.mean(values):12.3f}{np.std(values):12.3f}")
@@ -443,6 +470,7 @@ if __name__ == "__main__":
                 run_dir = f"{base}-{attempt}"
             except OSError as error:
                 fail(f"cannot make the run folder {run_dir}: {error.strerror}")
+        lock(run_dir)
     if args.track:
         wandb.init(
             project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir),
@@ -510,8 +538,6 @@ if __name__ == "__main__":
             torch.cuda.set_rng_state(cuda_rng, device)
         torch.set_num_threads(checkpoint["threads"])  # with another number sums round differently
         checkpoint, checkpoint_step = None, global_step
-        if global_step >= args.total_timesteps:
-            print(f"note: this run has ended at step {global_step}; --total-timesteps can take it further")
 
     def log(metrics, flush=False):
         # A full disk ends TensorBoard's writer for good, but not the training: the next flush opens another.
@@ -534,18 +560,18 @@ if __name__ == "__main__":
             fail(f"not finite at step {first}: {', '.join(tag for tag in bad if bad[tag] == first)}")
 
     # However the program ends from here on, it says how the run can go on.
-    def farewell(finished=False):
+    def farewell():
         bar.close()
-        env.close()
+        if checkpoint_step is None:
+            print(f"stopped at step {global_step}; the first checkpoint was not reached", file=sys.stderr)
+        elif checkpoint_step < args.total_timesteps:
+            command = shlex.join(["python", sys.argv[0], "--resume", run_dir])
+            print(
+                f"stopped at step {global_step}; the last good checkpoint in {run_dir} is of step {checkpoint_step}. "
+                f"To go on from it, {global_step - checkpoint_step} steps again: {command}", file=sys.stderr,
+            )
         log({}, flush=True)
-        if not finished:
-            hint = "there is no checkpoint yet (--checkpoint-every)"
-            if checkpoint_step is not None:
-                hint = (
-                    f"the last good checkpoint is {run_dir}/checkpoint.pt of step {checkpoint_step}. To go on from it, "
-                    f"{global_step - checkpoint_step} steps again: python {sys.argv[0]} --resume {run_dir}"
-                )
-            print(f"stopped at step {global_step}; {hint}", file=sys.stderr)
+        env.close()
 
     bar_every = 0.5 if sys.stderr.isatty() else 30
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", mininterval=bar_every)
@@ -562,7 +588,8 @@ if __name__ == "__main__":
     first_step, start_time = global_step, time.time()
     while global_step < args.total_timesteps:  # Alg. 1, line 3
         if args.capture_video:
-            env.episode_id = episode - args.initial_states  # the same names and choice of episodes after a resume
+            # The same names and choice of episodes after a resume. Gymnasium 1.x counts before it names.
+            env.episode_id = episode - args.initial_states - (gym.__version__ >= "1")
         obs, _ = env.reset(seed=episode_seed(args.seed, episode))  # Alg. 1, line 4
         episode += 1
         D_0.add(obs=obs)
@@ -740,11 +767,11 @@ if __name__ == "__main__":
                 format=FORMAT, env_id=args.env_id, step=global_step, actor=actor.state_dict(), sizes=sizes,
                 action_low=action_low, action_high=action_high,
             )
+            if evaluation_due:
+                results = evaluate(policy, run_dir, args.seed, args.episodes, device, args.capture_video)
+                log({f"eval/{key}": np.mean(values) for key, values in results.items()})
             try:
                 save(policy, f"{run_dir}/policy_{global_step}.pt")
-                if evaluation_due:
-                    results = evaluate(policy, run_dir, args.seed, args.episodes, device, args.capture_video)
-                    log({f"eval/{key}": np.mean(values) for key, values in results.items()})
                 if checkpoint_due or finished:
                     log({}, flush=True)
                     counters = (global_step, episode, violations_total, recent_violations, recent_successes)
@@ -759,8 +786,7 @@ if __name__ == "__main__":
             except OSError as error:
                 bar.write(f"warning: cannot write {error.filename or run_dir}: {error.strerror}", file=sys.stderr)
 
-    atexit.unregister(farewell)
-    farewell(finished=True)
+    bar.close()
     if checkpoint_step != global_step:
         fail(f"the last policy and checkpoint could not be written to {run_dir}")
     print(f"{global_step} steps, {violations_total} violations; the policy is in {run_dir}/policy_{global_step}.pt")

@@ -36,10 +36,8 @@ def run_here(folder, monkeypatch, capfd):
 
     def run(*flags, script=SCRIPT):
         at_exit, code = [], 0
-        monkeypatch.setattr("atexit.register", at_exit.append)
-        monkeypatch.setattr("atexit.unregister", at_exit.remove)
         try:
-            execute(folder, monkeypatch, *flags, script=script)
+            execute(folder, monkeypatch, *flags, script=script, at_exit=at_exit.append)
         except SystemExit as stop:
             code = stop.code or 0
         if isinstance(code, str):
@@ -52,9 +50,11 @@ def run_here(folder, monkeypatch, capfd):
     return run
 
 
-def execute(folder, monkeypatch, *flags, script=SCRIPT):
+def execute(folder, monkeypatch, *flags, script=SCRIPT, at_exit=lambda function: None):
+    monkeypatch.setattr("atexit.register", at_exit)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)  # this process outlives the run
     monkeypatch.setattr("signal.signal", lambda *_: None)  # Ctrl-C is pytest's here
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, flags)])
     return runpy.run_path(str(script), run_name="__main__")

@@ -104,4 +104,5 @@ gym.register("Nan-observation-v0", entry_point=lambda: Broken("observation", np.
 gym.register("Nan-reset-v0", entry_point=lambda: Broken("reset", np.nan, 230))
 gym.register("Nan-reward-v0", entry_point=lambda: Broken("reward", np.nan, 230))
 gym.register("Inf-reward-v0", entry_point=lambda: Broken("reward", -np.inf, 230))
+gym.register("Float64-reward-v0", entry_point=lambda: Broken("reward", 1e39, 230))
 gym.register("Huge-reward-v0", entry_point=lambda: Broken("reward", 1e30, 230))

@@ -150,7 +150,7 @@ def test_signals(folder, signum, code):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in stderr
     (line,) = [line for line in stderr.splitlines() if line.startswith("stopped at step ")]
-    stopped, saved, repeated = map(int, re.findall(r"step (\d+).* of step (\d+).*?, (\d+) steps again", line)[0])
+    stopped, saved, repeated = map(int, re.findall(r"step (\d+);.* is of step (\d+)\. .*, (\d+) steps again", line)[0])
     assert saved == load(run_dir)["step"] and stopped - saved == repeated
     assert max(step for series in scalars(run_dir).values() for step, _ in series) > saved - 60  # logs were flushed
     command = line.split("again: python ")[1].split()
@@ -164,7 +164,7 @@ def test_a_signal_before_the_first_checkpoint(folder):
     time.sleep(8)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in stderr and "there is no checkpoint" in stderr
+    assert process.returncode == 130 and "Traceback" not in stderr and "the first checkpoint was not reached" in stderr
     assert not list(run_dir.glob("*.pt*"))
 
 
@@ -296,8 +296,10 @@ def test_no_checkpoint_is_left(folder, run_here, copied, damage):
 
 
 def test_other_formats_and_other_shapes(folder, run_here, copied):
-    assert_one_line(run_here("--resume", copied, "--hidden-size", 32), "hidden_size 16", "32")
-    assert_one_line(run_here("--resume", "nowhere"), "nowhere/checkpoint.pt", "No such file")
+    resume = ("--resume", copied, "--total-timesteps", 500)
+    assert_one_line(run_here(*resume, "--hidden-size", 32), "hidden_size 16", "32")
+    assert_one_line(run_here("--resume", "nowhere"), "no run folder 'nowhere'")
+    assert_one_line(run_here("--resume", folder), "checkpoint.pt: No such file")
     assert_one_line(run_here("--resume", copied, "--evaluate", copied), "--resume", "--evaluate")
     assert_one_line(run_here("--evaluate", "nowhere"), "nowhere", "No such file")
     (folder / "none").mkdir()
@@ -311,7 +313,7 @@ def test_other_formats_and_other_shapes(folder, run_here, copied):
         ("Box(-0.4, 0.4, (1,)", "Box(-0.4, 0.4, (2,)", ["action_dim 1", "2"]),
     ):
         (folder / "my_env.py").write_text(code.replace(old, new))
-        assert_one_line(run(folder, "--resume", copied), *words)
+        assert_one_line(run(folder, *resume), *words)
         assert_one_line(run(folder, "--evaluate", copied), *words)
     (folder / "my_env.py").write_text(code)
 
@@ -319,16 +321,36 @@ def test_other_formats_and_other_shapes(folder, run_here, copied):
     wider = folder / "wider.py"
     code = SCRIPT.read_text()
     wider.write_text(code.replace("nn.Linear(hidden_size, outputs)", "nn.Linear(hidden_size, outputs, False)"))
-    assert_one_line(run_here("--resume", copied, script=wider), "Unexpected key", "net.4.bias")
+    assert_one_line(run_here(*resume, script=wider), "Unexpected key", "net.4.bias")
     wider.write_text(code.replace("mlp(obs_dim, hidden_size,", "mlp(obs_dim, 2 * hidden_size,"))
-    assert_one_line(run_here("--resume", copied, script=wider), "[16, 2]", "[32, 2]")
+    assert_one_line(run_here(*resume, script=wider), "[16, 2]", "[32, 2]")
     assert_one_line(run_here("--evaluate", copied, script=wider), "[16, 2]", "[32, 2]")
 
     checkpoint = torch.load(copied / "checkpoint.pt", weights_only=True)
     torch.save({**checkpoint, "format": "meta_sac_lag 99"}, copied / "checkpoint.pt")
-    assert_one_line(run_here("--resume", copied), "meta_sac_lag 99", "meta_sac_lag 1")
+    assert_one_line(run_here(*resume), "meta_sac_lag 99", "meta_sac_lag 1")
     torch.save([1], copied / "checkpoint.pt")
-    assert_one_line(run_here("--resume", copied), "None", "meta_sac_lag 1")
+    assert_one_line(run_here(*resume), "None", "meta_sac_lag 1")
+
+
+def test_names_that_say_nothing(run_here, copied):
+    """An unset variable of a shell is no wish for a new run; and which policy is the last tells its number only."""
+    assert_one_line(run_here("--resume", ""), "no run folder ''")
+    assert_one_line(run_here("--evaluate", ""), "cannot read : No such file")
+    for name in ("policy_500 (copy).pt", "policy_900_best.pt", "policy_best.pt"):
+        shutil.copy(copied / "policy_400.pt", copied / name)
+    result = run_here("--evaluate", copied)
+    assert result.returncode == 0 and "policy_400.pt on" in result.stdout
+
+
+def test_one_process_at_a_time(folder):
+    process, run_dir = start(folder, SCRIPT, *TOY, "--total-timesteps", 100_000)
+    wait_for((run_dir / "checkpoint.pt").exists)
+    assert_one_line(run(folder, "--resume", run_dir), "another process is training in", run_dir.name)
+    process.kill()
+    process.wait()
+    result = run(folder, "--resume", run_dir, "--total-timesteps", load(run_dir)["step"] + 10)
+    assert result.returncode == 0, result.stderr
 
 
 def test_weights_only_everywhere():
@@ -337,13 +359,16 @@ def test_weights_only_everywhere():
             assert "weights_only=True" in call, (path, call)
 
 
-def test_saved_arguments_win(folder, copied):
-    """All but --total-timesteps and --checkpoint-every; and a finished run can be taken further."""
-    result = run(folder, "--resume", copied, "--seed", 7, "--nu-lr", 1, "--checkpoint-every", 50)
-    assert result.returncode == 0 and "has ended at step 400" in result.stdout
-    assert "--seed 7 is not taken, the run keeps its 1" in result.stdout and "--nu-lr 1.0 is not" in result.stdout
-    result = run(folder, "--resume", copied, "--total-timesteps", 600, "--checkpoint-every", 50)
-    assert result.returncode == 0 and "note" not in result.stdout, result.stdout
+def test_saved_arguments_win(folder, run_here, copied):
+    """All but how far, and how often to save and to evaluate; and a finished run can be taken further."""
+    for total in (300, 400):
+        assert_one_line(run_here("--resume", copied, "--total-timesteps", total), "has 400 steps", "--total-timesteps")
+    further = ("--resume", copied, "--total-timesteps", 600, "--checkpoint-every", 50, "--eval-every", 0)
+    result = run(folder, *further, "--seed", 7, "--nu-lr", 1)
+    assert result.returncode == 0, result.stderr
+    notes = sorted(line for line in result.stdout.splitlines() if line.startswith("note: "))
+    assert len(notes) == 2 and "--nu-lr 1.0 is not taken" in notes[0]
+    assert "--seed 7 is not taken, the run keeps its 1" in notes[1]
     checkpoint = load(copied)
     assert checkpoint["step"] == 600 and checkpoint["args"]["checkpoint_every"] == 50
     assert 550 <= load(copied, "checkpoint.prev.pt")["step"] < 600
@@ -357,6 +382,7 @@ def test_saved_arguments_win(folder, copied):
         ("Nan-observation-v0", ["observation is not finite: [", "nan]"]),
         ("Nan-reward-v0", ["reward is not finite: nan"]),
         ("Inf-reward-v0", ["reward is not finite: -inf"]),
+        ("Float64-reward-v0", ["reward is not finite: 1e+39"]),
         ("Huge-reward-v0", ["not finite at step 23", ": losses/qr"]),
     ],
 )
@@ -366,7 +392,7 @@ def test_numbers_that_are_not_finite(folder, run_here, env_id, words):
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("stopped at step ")]
     (run_dir,) = folder.glob("runs/*")
     checkpoint = load(run_dir)
-    assert 180 <= checkpoint["step"] <= 230 and f"{run_dir.name}/checkpoint.pt of step {checkpoint['step']}" in line
+    assert 180 <= checkpoint["step"] <= 230 and f"{run_dir.name} is of step {checkpoint['step']}." in line
     if "Huge" in env_id:  # found at a check, but named with the step at which it was so
         step = int(re.search(r"at step (\d+): losses/qr", result.stderr)[1])
         assert 230 <= step < 240 <= int(re.search(r"stopped at step (\d+)", line)[1]) <= 300
@@ -379,7 +405,7 @@ def test_numbers_that_are_not_finite(folder, run_here, env_id, words):
 def test_a_reset_that_is_not_finite(run_here):
     result = run_here(*TOY, "--env-id", "my_env:Nan-reset-v0", "--initial-states", 300)
     assert_one_line(result, "observation is not finite: [nan, ")
-    assert "stopped at step 0; there is no checkpoint" in result.stderr
+    assert "stopped at step 0; the first checkpoint was not reached" in result.stderr
 
 
 @pytest.mark.parametrize("poisoned", ["phi", "qr", "qc", "nu", "epsilon", "log_alpha"])
@@ -414,7 +440,7 @@ def test_evaluation(folder, copied):
         written = json.loads((copied / "eval_400.json").read_text())
         assert written == own
     assert tables[0] == tables[1] == tables[2]
-    facts = dict(env_id="my_env:GlobalRandom-v0", policy="policy_400.pt", seed=1)
+    facts = dict(env_id="my_env:GlobalRandom-v0", step=400, seed=1)
     assert {key: written[key] for key in facts} == facts
     episodes = written["episodes"]
     assert set(episodes) >= {"episodic_return", "episodic_length", "violation", "success", "acceleration", "jerk"}
