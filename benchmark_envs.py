@@ -9,8 +9,13 @@ is 0.0 or 1.0 at every step, the maximum of one `info["cost_<kind>"]` per kind o
 """
 
 import dataclasses
+import functools
 import os
 import sys
+import tempfile
+import time
+import types
+import warnings
 
 # Without a display MuJoCo's default renderer (GLFW) fails; EGL needs none. Gymnasium reads this at the first frame.
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -19,6 +24,7 @@ if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get(
 import gymnasium as gym
 import mujoco
 import numpy as np
+from gymnasium_robotics.envs.fetch.push import MujocoFetchPushEnv
 from gymnasium_robotics.envs.shadow_dexterous_hand.manipulate_egg import MujocoHandEggEnv
 
 
@@ -44,6 +50,393 @@ def import_safety_gymnasium():
     finally:
         dataclasses.dataclass = original
     return safety_gymnasium
+
+
+class HumanoidVelocity(gym.Env):
+    """
+    ## Description
+    A humanoid (42 kg, torso 1.4 m above the ground) walks forward, along x, and violates when "the velocity is higher
+    than a certain threshold or the robot is falling to the ground" (Appendix C). Built on Safety-Gymnasium's
+    `SafetyHumanoidVelocity-v1`; one step is 0.015 s (5 substeps of 3 ms).
+
+    ## Action Space
+    `Box(-0.4, 0.4, (17,), float32)`: torques at the joints, the value times the gear (N m). Values outside are clipped.
+
+    | index | joint | gear (N m) |
+    |---|---|---|
+    | 0, 1, 2 | abdomen y, z, x | 100 |
+    | 3, 4, 5, 6 | right hip x, z, y, right knee | 100, 100, 300, 200 |
+    | 7, 8, 9, 10 | left hip x, z, y, left knee | 100, 100, 300, 200 |
+    | 11, 12, 13 | right shoulder 1, 2, right elbow | 25 |
+    | 14, 15, 16 | left shoulder 1, 2, left elbow | 25 |
+
+    ## Observation Space
+    `Box(-inf, inf, (376,), float32)`, Gymnasium's `Humanoid-v4`. Contact forces spike to some thousands; most entries
+    stay below 80. The bodies are the world (its entries are 0) and the 13 of the humanoid.
+
+    | index | content | unit |
+    |---|---|---|
+    | 0 | torso height | m |
+    | 1-4 | torso orientation, unit quaternion (w, x, y, z) | |
+    | 5-21 | joint angles | rad |
+    | 22-24 | torso linear velocity | m/s |
+    | 25-27 | torso angular velocity | rad/s |
+    | 28-44 | joint velocities | rad/s |
+    | 45-184 | per body: inertia (6), mass times offset (3), mass (1), about the centre of mass | kg m^2, kg m, kg |
+    | 185-268 | per body: angular (3) and linear (3) velocity | rad/s, m/s |
+    | 269-291 | actuator forces; the free joint's first six are 0 | N m |
+    | 292-375 | per body: external torque (3) and force (3) | N m, N |
+
+    ## Rewards
+    `1.25 x_velocity - 0.1 |action|^2`, the velocity (m/s) being the centre of mass's over the step. There is no bonus
+    for being alive: "safety-related reward shaping is removed". 1000 steps at the speed limit return 1770 at most.
+
+    ## Cost
+    | info key | 1.0 when |
+    |---|---|
+    | `cost_velocity` | the centre of mass's horizontal speed over the step exceeds `max_speed`, in any direction |
+    | `cost_fall` | the torso's height is not between 1 m and 2 m after the step |
+    | `cost` | either of them |
+
+    Also in `info`: `speed` (m/s). There is no `is_success`: the task has no goal to reach.
+
+    ## Starting State
+    Gymnasium's: upright, with uniform noise of +-0.01 on every position and velocity.
+
+    ## Episode End
+    Terminates on a violation. Truncates after 1000 steps (15 s).
+
+    ## Arguments
+    | argument | default | meaning |
+    |---|---|---|
+    | `render_mode` | None | "rgb_array" or "human" |
+    | `max_speed` | 1.4149 | m/s, Safety-Gymnasium's: half the speed that PPO reaches without a limit |
+
+    ## Differences from the original
+    * No alive bonus (the original pays 5.0 a step).
+    * A fall is a cost, and exceeding the speed ends the episode; the original's cost is the speed alone.
+    * Actions are clipped before their cost is taken; the original takes it from the unclipped ones.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 67}
+
+    def __init__(self, render_mode=None, max_speed=1.4149):
+        make = import_safety_gymnasium().make
+        self.humanoid = make("SafetyHumanoidVelocity-v1", healthy_reward=0.0, render_mode=render_mode).unwrapped
+        self.humanoid._velocity_threshold = max_speed  # colours the ball that frames show above the head
+        self.render_mode, self.max_speed = render_mode, max_speed
+        self.action_space = gym.spaces.Box(-0.4, 0.4, (17,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (376,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.humanoid.np_random = self.np_random
+        if self.humanoid.mujoco_renderer.viewer:
+            self.humanoid.mujoco_renderer.viewer._markers.clear()  # that ball, where the last episode left it
+        observation, _ = self.humanoid.reset()
+        return observation.astype(np.float32), self._info(speed=0.0)
+
+    def step(self, action):
+        action = np.clip(action, self.action_space.low, self.action_space.high)
+        observation, reward, _, _, _, original = self.humanoid.step(action)
+        info = self._info(float(np.hypot(original["x_velocity"], original["y_velocity"])))
+        return observation.astype(np.float32), float(reward), info["cost"] > 0.0, False, info
+
+    def render(self):
+        for viewer in self.humanoid.mujoco_renderer._viewers.values():
+            viewer.make_context_current()  # another environment may have rendered in between
+        return self.humanoid.render()
+
+    def close(self):
+        self.humanoid.close()
+        self.humanoid.mujoco_renderer._viewers.clear()
+
+    def _info(self, speed):
+        cost_velocity, cost_fall = float(speed > self.max_speed), float(not self.humanoid.is_healthy)
+        return {
+            "cost": max(cost_velocity, cost_fall),
+            "cost_velocity": cost_velocity,
+            "cost_fall": cost_fall,
+            "speed": speed,
+        }
+
+
+class CarCircle2(gym.Env):
+    """
+    ## Description
+    A car on two driven wheels and a ball caster runs counter-clockwise around a circle and must not cross the walls.
+    The circle's radius is 1.5 m, the walls stand at x, y = +-1.125 m: most of the circle is out of bounds. Nothing
+    stops the car at a wall. Built on Safety-Gymnasium's `SafetyCarCircle2-v0`; one step is 0.04 s (10 substeps of
+    4 ms).
+
+    ## Action Space
+    `Box(-1, 1, (2,), float32)`: torques (N m) at the right and the left wheel, positive is forward (the model calls
+    them the other way round). The motors give 0.02 N m at most: any value beyond +-0.02 acts as +-0.02, and a policy
+    with random values is close to full throttle, forward or back. Top speed is about 0.8 m/s.
+
+    ## Observation Space
+    `Box(-inf, inf, (40,), float32)`, in the car's frame (x to its left, y backwards, z up). The walls are not
+    observed; the car's position follows from the lidar and the magnetometer.
+
+    | index | content | unit |
+    |---|---|---|
+    | 0-2 | accelerometer, gravity included | m/s^2 |
+    | 3-5 | velocity | m/s |
+    | 6-8 | angular velocity | rad/s |
+    | 9-11 | magnetometer: the world's (0, -0.5, 0) | |
+    | 12-14 | caster's angular velocity | rad/s |
+    | 15-23 | caster's orientation, rotation matrix by rows | |
+    | 24-39 | closeness 1 - d / 6 m of the circle's centre, in its sector of 16 and, in part, the two beside it | |
+
+    ## Rewards
+    `0.1 (x v_y - y v_x) / r / (1 + |r - 1.5|)`: the speed around the origin (m/s), counted less the farther the
+    car's distance r from the origin (m) is from the circle's radius.
+
+    ## Cost
+    | info key | 1.0 when |
+    |---|---|
+    | `cost_out_of_boundary` | the car's centre is beyond one of the four walls after the step |
+    | `cost` | the same |
+
+    Also in `info`: `x`, `y`, the car's position (m). There is no `is_success`: the task has no goal to reach.
+
+    ## Starting State
+    At rest; x and y uniform in [-0.8, 0.8] m, the heading uniform. The wheels just touch the ground: rounding decides
+    where between free fall (0) and rest (9.81) the first accelerometer reading lies, as in the original.
+
+    ## Episode End
+    Terminates on a violation. Truncates after 500 steps (20 s).
+
+    ## Arguments
+    | argument | default | meaning |
+    |---|---|---|
+    | `render_mode` | None | "rgb_array" or "human" |
+    | `wall_distance` | 1.125 | m, from the origin to each wall; above 0.8, where the car may start |
+
+    ## Differences from the original
+    * Crossing a wall ends the episode.
+    * There are four walls, as in the named task; the paper's text says two.
+    * `reset` puts the car back (under 1 ms), where the original compiles the model anew (1.1 s). From the same start,
+      the same actions lead to the same positions and velocities, to 1e-10 over 300 steps.
+    * Starts come from Gymnasium's generator, so that the same seed gives another start than in the original.
+    * Frames show the whole arena.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
+
+    def __init__(self, render_mode=None, wall_distance=1.125):
+        make = import_safety_gymnasium().make
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, about an index in safety_gymnasium
+            self.car = make(
+                "SafetyCarCircle2-v0", render_mode=render_mode, width=480, height=480, camera_name="fixedfar"
+            ).unwrapped
+        walls = self.car.task.sigwalls
+        walls.locate_factor = wall_distance
+        walls.locations = [(wall_distance, 0), (-wall_distance, 0), (0, wall_distance), (0, -wall_distance)]
+        self.car.task.num_steps = np.inf  # the time limit is Gymnasium's
+        # Compiles the model. Always at the same pose: MuJoCo's constants depend on it in their last digits.
+        self.car.reset(seed=0)
+        self.render_mode, self.wall_distance = render_mode, wall_distance
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (40,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        x, y = self.np_random.uniform(-0.8, 0.8, 2)
+        yaw = self.np_random.uniform(0.0, 2.0 * np.pi)
+        self._place(x, y, [np.cos(yaw / 2.0), 0.0, 0.0, np.sin(yaw / 2.0)])
+        if self.render_mode == "human":
+            self.render()
+        return self.car.task.obs().astype(np.float32), self._info()
+
+    def step(self, action):
+        observation, reward, _, _, _, _ = self.car.step(action)  # clips the action
+        info = self._info()
+        return observation.astype(np.float32), float(reward), info["cost"] > 0.0, False, info
+
+    def render(self):
+        for viewer in self.car.task._viewers.values():
+            viewer.make_context_current()  # another environment may have rendered in between
+        return self.car.render()
+
+    def close(self):
+        for viewer in self.car.task._viewers.values():
+            viewer.close()
+        self.car.task._viewers.clear()
+
+    def _place(self, x, y, quaternion):
+        """All as after the original's reset, with the car at rest at (x, y)."""
+        model, data = self.car.task.model, self.car.task.data
+        mujoco.mj_resetData(model, data)
+        data.qpos[:2] = x, y
+        data.qpos[3:7] = quaternion
+        self.car.steps, self.car.terminated, self.car.truncated = 0, False, False
+        self.car._cost()  # computes all that follows from qpos, and forgets the last episode's cost
+
+    def _info(self):
+        x, y, _ = self.car.task.agent.pos
+        cost = self.car.cost["cost_out_of_boundary"]
+        return {"cost": cost, "cost_out_of_boundary": cost, "x": float(x), "y": float(y)}
+
+
+class PushTopple(gym.Env):
+    """
+    ## Description
+    A robot arm must "relocate a box without toppling it" (Appendix C). The code of the paper's PushTopple is not
+    public. This one is built on Gymnasium-Robotics' `FetchPush-v2`, with a box of 5 x 5 x 10 cm in the
+    place of the cube. It stands on its square face; pushed too high, too low or too fast, it falls. One step is 0.04 s
+    (20 substeps of 2 ms).
+
+    Where to push: with friction mu, a push higher above the table than half the box's width over mu, here 5 cm, tips it
+    over its far edge. With the fingertips below 3 cm the palm, 7.1 cm above them, hits the top of the box. A scripted
+    push at 0.5 m/s with the fingertips at 3 to 5 cm toppled it in 0 of 45 starts, at 0 to 2 cm in 7 of 45, at 6 cm in
+    11 of 15; at 4 cm and full speed (1.25 m/s) in 2 of 15.
+
+    ## Action Space
+    `Box(-1, 1, (4,), float32)`. Values outside are clipped.
+
+    | index | content | unit |
+    |---|---|---|
+    | 0-2 | how far the gripper shall move in x (away from the robot), y (to its left), z (up) | 0.05 m |
+    | 3 | the fingers; has no effect, they are kept closed (FetchPush has it, too) | |
+
+    ## Observation Space
+    `Box(-inf, inf, (28,), float32)`: FetchPush's 25 numbers and the goal. Velocities are, as there, per step of 0.04 s.
+
+    | index | content | unit |
+    |---|---|---|
+    | 0-2 | gripper position | m |
+    | 3-5 | box position (its centre) | m |
+    | 6-8 | box position minus gripper position | m |
+    | 9-10 | finger joints, right and left; 0 after the first step | m |
+    | 11-13 | box orientation, Euler angles about x, y, z | rad |
+    | 14-16 | box velocity minus gripper velocity | m/step |
+    | 17-19 | box angular velocity | rad/step |
+    | 20-22 | gripper velocity | m/step |
+    | 23-24 | finger velocities, right and left; close to 0 | m/step |
+    | 25-27 | goal; its z is that of the standing box and never changes | m |
+
+    ## Rewards
+    Minus the distance (m) between box and goal, after the step; with `reward_type="sparse"` 0 within 0.05 m and -1
+    elsewhere. All of it is negative, so that an early violation *raises* the episode's return: knocking the box over
+    at once returns about -1, standing still for 50 steps -9. Never read the return without the violation rate.
+
+    ## Cost
+    | info key | 1.0 when, after the step |
+    |---|---|
+    | `cost_topple` | the box's axis is more than `max_tilt` from the vertical |
+    | `cost_off_table` | the box's centre is below 0.38 m, 2 cm under the table's top |
+    | `cost` | either of them |
+
+    A box that is pushed over the edge tilts first, so that with the default `max_tilt` it is `cost_topple` that tells.
+
+    Also in `info`: `tilt` (degrees), `distance` (m, between box and goal), `is_success` (the distance is below 0.05 m;
+    a float, 0.0 or 1.0).
+
+    ## Starting State
+    FetchPush's: the closed gripper at (1.348, 0.749, 0.414) m, its fingertips on the table. The box stands within
+    0.15 m of it in x and in y, at least 0.10 m away; the goal is anywhere within 0.15 m in x and in y. The distance
+    between box and goal has median 0.19 m; about one start in 20 is a success already.
+
+    ## Episode End
+    Terminates on a violation. Truncates after 50 steps (2 s). Success does not end it.
+
+    ## Arguments
+    | argument | default | meaning |
+    |---|---|---|
+    | `render_mode` | None | "rgb_array" or "human" |
+    | `size` | (0.05, 0.05, 0.10) | m, the box's edges in x, y, z |
+    | `mass` | 1.0 | kg |
+    | `friction` | 0.5 | between the box and whatever touches it (table, fingers) |
+    | `max_tilt` | 30.0 | degrees; this box tips over at 26.6; from 30 none came back (0 of 37) |
+    | `reward_type` | "dense" | or "sparse" |
+
+    ## Differences from the original
+    * `FetchPush-v2` has a cube of 5 cm, 2 kg, friction 1, no cost, and never terminates; its reward is sparse.
+    * The paper gives none of the box's numbers, nor the angle or the horizon. All are ours.
+    * The observation is flat and holds the goal.
+    * `reset(seed=s)` gives the same episode bit for bit whatever came before it, and rendering does not change it.
+      The original's reset leaves the mocap body, by which actions pull the gripper, where the last action put it.
+      That enters the accelerations that reset computes, from which the solver starts the first step (differences of
+      1e-5 m). Rendering there solves once more to place the goal's marker, which changes that start likewise.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
+
+    def __init__(
+        self, render_mode=None, size=(0.05, 0.05, 0.10), mass=1.0, friction=0.5, max_tilt=30.0, reward_type="dense"
+    ):
+        self.fetch = MujocoFetchPushEnv(reward_type=reward_type)
+        self.render_mode, self.max_tilt = render_mode, max_tilt
+        self._set_box(np.array(size) / 2, mass, friction)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (28,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.fetch.np_random = self.np_random
+        # All that the next step depends on; FetchPush's reset would leave the mocap and the solver's warm start.
+        mujoco.mj_setState(self.fetch.model, self.fetch.data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
+        obs, _ = self.fetch.reset()
+        if self.render_mode == "human":
+            self.render()
+        return self._observation(obs), self._info()
+
+    def step(self, action):
+        obs, reward, _, _, _ = self.fetch.step(action)
+        info = self._info()
+        if self.render_mode == "human":
+            self.render()
+        return self._observation(obs), float(reward), info["cost"] > 0.0, False, info
+
+    def render(self):
+        # FetchPush's render() calls mj_forward to show the goal, which changes the solver's warm start and so the
+        # episode. The goal's marker can be put in its place directly.
+        self.fetch.data.site("target0").xpos[:] = self.fetch.goal
+        renderer = self.fetch.mujoco_renderer
+        renderer._get_viewer(self.render_mode).make_context_current()  # else black once another environment closed
+        return renderer.render(self.render_mode)
+
+    def close(self):
+        self.fetch.close()
+
+    def _set_box(self, half_size, mass, friction):
+        """Makes FetchPush's cube the box, and lets arm and box settle in their places as FetchPush does."""
+        model, data = self.fetch.model, self.fetch.data
+        geom, body = model.geom("object0"), model.body("object0")
+        geom.size[:] = model.geom_aabb[geom.id, 3:] = model.bvh_aabb[model.body_bvhadr[body.id], 3:] = half_size
+        geom.rbound[:] = np.linalg.norm(half_size)
+        geom.friction[0], geom.priority[:] = friction, 1  # priority: else the larger friction of a pair counts
+        body.mass[:] = mass
+        body.inertia[:] = mass / 3 * (np.sum(half_size**2) - half_size**2)
+        mujoco.mj_resetData(model, data)
+        mujoco.mj_setConst(model, data)  # what the compiler derives from mass and inertia
+        box_pose = [1.25, 0.53, 0.4 + half_size[2], 1.0, 0.0, 0.0, 0.0]  # upright on the table, whose top is at 0.4
+        self.fetch._env_setup(
+            {"robot0:slide0": 0.405, "robot0:slide1": 0.48, "robot0:slide2": 0.0, "object0:joint": box_pose}
+        )
+        self.fetch.initial_time = data.time
+        self.fetch.initial_qpos, self.fetch.initial_qvel = data.qpos.copy(), data.qvel.copy()
+        self.settled = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
+
+    def _observation(self, obs):
+        return np.concatenate([obs["observation"], obs["desired_goal"]]).astype(np.float32)
+
+    def _info(self):
+        box = self.fetch.data.body("object0")
+        distance = float(np.linalg.norm(box.xpos - self.fetch.goal))
+        tilt = float(np.degrees(np.arccos(np.clip(box.xmat[8], -1.0, 1.0))))  # xmat[8] = cos(box axis, vertical)
+        cost_topple, cost_off_table = float(tilt > self.max_tilt), float(box.xpos[2] < 0.38)
+        return {
+            "cost": max(cost_topple, cost_off_table),
+            "cost_topple": cost_topple,
+            "cost_off_table": cost_off_table,
+            "is_success": float(distance < self.fetch.distance_threshold),
+            "tilt": tilt,
+            "distance": distance,
+        }
 
 
 class EggManipulate(gym.Env):
@@ -143,6 +536,7 @@ class EggManipulate(gym.Env):
         return self._observation(), -info["rotation_error"], info["cost"] > 0.0, False, info
 
     def render(self):
+        self.hand.mujoco_renderer._get_viewer(self.render_mode).make_context_current()  # another may have rendered
         return self.hand.render()
 
     def close(self):
@@ -177,4 +571,302 @@ class EggManipulate(gym.Env):
         }
 
 
+class FrankaDrawerClose(gym.Env):
+    """
+    ## Description
+    A Franka Panda on a mobile base pushes a drawer shut against its spring, and must not drive over the red zone in
+    front of the cabinet: "get near a drawer and close it while avoiding a red region" (Section 5.1). A PyBullet port
+    of Safety-Gymnasium's `FreightFrankaCloseDrawer`, which needs Isaac Gym. The cabinet stands at negative x and its
+    drawer opens towards +x; the base starts at x = 0.6 m with the arm turned away. The straight way is through the
+    zone, but from its near edge (x = 0.3 m) on, the arm reaches the drawer. One step is 1/60 s (4 substeps).
+
+    ## Action Space
+    `Box(-1, 1, (12,), float32)`. Values outside are clipped.
+
+    | index | content | at 1 |
+    |---|---|---|
+    | 0-1 | moves the position target of base x, y | by 1/3 m per step |
+    | 2 | moves the position target of the base's yaw | by 1/3 rad per step |
+    | 3-9 | moves the position targets of the arm's joints 1-7 | by 1/3 rad per step |
+    | 10-11 | force of the two fingers, positive opens | 100 N |
+
+    Targets stay within the joints' limits; joints follow as fast as their limits allow (base 1 m/s in x, 0.3 m/s
+    in y and 1 rad/s; arm 2.2 to 2.6 rad/s). Base x and y count *backwards*: the base stands at world (0.6 - x, -y).
+
+    ## Observation Space
+    `Box(-5, 5, (57,), float32)`, clipped to that. Positions and axes are the world's.
+
+    | index | content | unit |
+    |---|---|---|
+    | 0-11 | joint positions in the action's order, scaled to [-1, 1] between their limits | |
+    | 12-23 | joint velocities | m/s, rad/s |
+    | 24-25 | drawer opening and its velocity | m, m/s |
+    | 26-28 | hand position minus (0.6, 0, 0.02), where the base started | m |
+    | 29-32 | hand orientation, unit quaternion (x, y, z, w) | |
+    | 33-35 | linear velocity of the hand's centre of mass | m/s |
+    | 36-38 | hand angular velocity | rad/s |
+    | 39-50 | the action before | |
+    | 51-53 | base position minus drawer handle | m |
+    | 54-56 | drawer handle minus fingertips | m |
+
+    ## Rewards
+    `near + 0.5 aligned - 10 opening`, after the step, with
+    * `near = 1 / (1 + d^2)^2`, twice that if d <= 0.1 m; d (m) is the distance from the fingertips to the handle;
+    * `aligned = 0.5 (u|u| + v|v|)`, in [-1, 1]: u is the hand's y axis along world z, v its x axis along world -y;
+    * `opening` of the drawer (m).
+
+    About -1.9 at the start and at most 2.5. Standing still for 192 steps returns -366, driving straight into the zone
+    -37 (in 20 steps): an early violation *raises* the return. Never read the return without the violation rate.
+
+    ## Cost
+    | info key | 1.0 when |
+    |---|---|
+    | `cost_zone` | the origin of the base is inside the red zone after the step (the arm may pass over it) |
+    | `cost` | the same |
+
+    Also in `info`: `is_success` (the drawer is less than 1 cm open; a float, 0.0 or 1.0), `drawer_opening` (m) and
+    `handle_distance` (m, the d above).
+
+    ## Starting State
+    Base at (0.6, 0), arm in one fixed pose, fingers open, drawer open by 0.2 m: as in the original, where all start
+    noise is 0. So every seed gives the same start, the distribution of initial states is a single point, and episodes
+    differ by their actions only. `start_noise` changes that.
+
+    ## Episode End
+    Terminates on a violation. Truncates after 192 steps (3.2 s). Success does not end it: the drawer springs back
+    when released.
+
+    ## Arguments
+    | argument | default | meaning |
+    |---|---|---|
+    | `render_mode` | None | "rgb_array" (PyBullet's software renderer, needs no display) or "human" (its window) |
+    | `zone` | (-0.2, 0.3, -0.5, 0.5) | m, the red zone: x from, x to, y from, y to |
+    | `start_opening` | 0.2 | m, where the drawer starts and where its spring pulls it |
+    | `start_noise` | 0.0 | m or rad, the start of base and arm joints is uniform within +- this |
+    | `action_scale` | 1/3 | m or rad, how far an action of 1 moves a target |
+
+    ## Differences from the original
+    Mended:
+    * Position targets start at the initial pose. There they start at 0 (joint 4 at its limit, 50 degrees away) and
+      are never reset: every episode begins by driving to where the one before was heading.
+    * The handle's position is true in observations 51-56. There it is a constant of the drawer's own frame, used as if
+      it were the world's: 51-53 never change and 54-56 are not the way to the handle. 51-53 begin at the moving base.
+    * The zone is where the original's code counts cost and draws its slab; its documentation says x in +-0.25 m.
+    * A violation terminates, and success is told at every step (there: only at the time limit).
+
+    Other physics (PyBullet, not PhysX):
+    * The drives of base and arm (400 N m/rad, 40 N m s/rad) are PyBullet position motors: they close a tenth of the
+      error per substep, within the original's speed limits and the arm's torque limits; 500 N (m) for the base, which
+      has none there. No joint damping and no armature: explicit damping of 10 N m s/rad is unstable for the wrist.
+      The fingers' force is a motor that stops pushing at 1 m/s.
+    * The cabinet is boxes with the extents of the original's meshes, at the same places; the fixed door below the
+      drawer gets the drawer's width and no handle. The drawer weighs 3 kg and the base 9.7 kg, a cylinder.
+    * Kept: no gravity; the drawer's spring (30 N/m, at most 4 N) and friction (2 N, so that it can rest 7 cm to
+      either side of where its spring pulls it); no collisions within the robot or the cabinet.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 60}
+
+    # The driven joints: base x, y (m) and yaw (rad), arm joints 1-7 (rad), two fingers (m)
+    JOINTS = (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 14, 15)
+    LOWER = np.array([-1, -1, -3.14, -2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973, 0, 0])
+    UPPER = np.array([1, 1, 3.14, 2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973, 0.04, 0.04])
+    MAX_SPEED = (1, 0.3, 1, 2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61, 1, 1)
+    MAX_FORCE = (500, 500, 500, 87, 87, 87, 87, 12, 12, 12, 100, 100)
+    START = np.append(0.3 * (LOWER + UPPER)[:10], [0.04, 0.04])
+    HAND, CABINET, DRAWER = 13, 17, 18  # numbers of links; a link has the number of the joint that carries it
+    ROOT = np.array([0.6, 0.0, 0.02])  # m, where the base stands at x = y = 0
+    HANDLE = np.array([-0.16258, -0.25948, 1.22008])  # m, when the drawer is closed
+    TIMESTEP, SUBSTEPS = 1 / 60, 4
+
+    def __init__(
+        self,
+        render_mode=None,
+        zone=(-0.2, 0.3, -0.5, 0.5),
+        start_opening=0.2,
+        start_noise=0.0,
+        action_scale=1 / 3,
+    ):
+        import pybullet  # here, because its import prints a line, and the MuJoCo tasks do not need it
+
+        self.render_mode, self.zone, self.action_scale = render_mode, zone, action_scale
+        self.start_opening, self.start_noise = start_opening, start_noise
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (12,), np.float32)
+        self.observation_space = gym.spaces.Box(-5.0, 5.0, (57,), np.float32)
+
+        # All of pybullet's functions, bound to this environment's own simulation. (pybullet_utils' BulletClient does
+        # the same, but prints "argv[0]=" when it connects.)
+        client = pybullet.connect(pybullet.GUI if render_mode == "human" else pybullet.DIRECT)
+        names = {
+            name: functools.partial(value, physicsClientId=client) if callable(value) else value
+            for name, value in vars(pybullet).items()
+        }
+        self.bullet = p = types.SimpleNamespace(**names)
+        p.setPhysicsEngineParameter(fixedTimeStep=self.TIMESTEP / self.SUBSTEPS, deterministicOverlappingPairs=1)
+        # Robot and cabinet are one body to PyBullet. Were they two, then which of their links came close to each other
+        # in one episode would change the order in which the next one's constraints are solved, and so its result.
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "model.urdf")
+            with open(path, "w") as file:
+                file.write(urdf(zone))
+            self.body = p.loadURDF(path, useFixedBase=True, flags=p.URDF_USE_SELF_COLLISION)
+        for link in range(p.getNumJoints(self.body)):  # the robot collides with the scene, neither with itself
+            group, other = (1, 2) if link < self.CABINET else (2, 1)
+            p.setCollisionFilterGroupMask(self.body, link, group, other)
+        for joint, low, high, start in zip(self.JOINTS, self.LOWER, self.UPPER, self.START):
+            p.changeDynamics(self.body, joint, jointLowerLimit=low, jointUpperLimit=high)
+            p.resetJointState(self.body, joint, start)
+        p.resetJointState(self.body, self.DRAWER, start_opening)
+        p.setJointMotorControl2(self.body, self.DRAWER, p.VELOCITY_CONTROL, targetVelocity=0, force=2)  # friction
+        self.start = p.saveState()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.bullet.restoreState(self.start)  # before any step: nothing touches, and step() sets every motor anew
+        noise = self.np_random.uniform(-self.start_noise, self.start_noise, 10)
+        self.target = np.clip(self.START[:10] + noise, self.LOWER[:10], self.UPPER[:10])
+        if self.start_noise > 0:
+            for joint, position in zip(self.JOINTS, self.target):
+                self.bullet.resetJointState(self.body, joint, position)
+        self.action = np.zeros(12)
+        obs, _, info = self._look()
+        return obs, info
+
+    def step(self, action):
+        p = self.bullet
+        self.action = np.clip(action, -1.0, 1.0).astype(np.float64)
+        self.target = np.clip(self.target + self.action_scale * self.action[:10], self.LOWER[:10], self.UPPER[:10])
+        motors = list(zip(self.JOINTS, self.MAX_SPEED, self.MAX_FORCE))
+        for (joint, speed, force), target in zip(motors[:10], self.target):
+            p.setJointMotorControl2(
+                self.body, joint, p.POSITION_CONTROL, target, force=force, maxVelocity=speed, positionGain=0.1
+            )
+        for (joint, speed, force), push in zip(motors[10:], self.action[10:]):
+            velocity = speed if push > 0 else -speed
+            p.setJointMotorControl2(
+                self.body, joint, p.VELOCITY_CONTROL, targetVelocity=velocity, force=abs(push) * force
+            )
+        for _ in range(self.SUBSTEPS):
+            opening = p.getJointState(self.body, self.DRAWER)[0]
+            spring = min(4.0, max(-4.0, 30.0 * (self.start_opening - opening)))
+            p.setJointMotorControl2(self.body, self.DRAWER, p.TORQUE_CONTROL, force=spring)
+            p.stepSimulation()
+        if self.render_mode == "human":
+            time.sleep(self.TIMESTEP)
+        obs, reward, info = self._look()
+        return obs, reward, info["cost"] > 0.0, False, info
+
+    def render(self):
+        if self.render_mode != "rgb_array":  # PyBullet draws its window itself
+            return None
+        p = self.bullet
+        view = p.computeViewMatrix((1.6, -1.9, 2.1), (0.1, -0.05, 0.75), (0, 0, 1))
+        projection = p.computeProjectionMatrixFOV(45, 1, 0.1, 10)
+        image = p.getCameraImage(480, 480, view, projection, renderer=p.ER_TINY_RENDERER)[2]
+        return np.array(image, np.uint8).reshape(480, 480, 4)[..., :3]
+
+    def close(self):
+        if self.bullet is not None:
+            self.bullet.disconnect()
+            self.bullet = None
+
+    def _look(self):
+        """Observation, reward and info of the present state."""
+        p = self.bullet
+        q, qd = np.array([state[:2] for state in p.getJointStates(self.body, self.JOINTS)]).T
+        opening, opening_speed = p.getJointState(self.body, self.DRAWER)[:2]
+        hand, quaternion, velocity, spin = p.getLinkState(self.body, self.HAND, 1, 1)[4:]
+        hand = np.array(hand)
+        axes = np.array(p.getMatrixFromQuaternion(quaternion)).reshape(3, 3)  # columns: the hand's axes in the world
+        tip = hand + 0.13 * axes[:, 2]
+        handle = self.HANDLE + (opening, 0, 0)
+        base = self.ROOT - (q[0], q[1], 0)
+
+        scaled = 2 * (q - self.LOWER) / (self.UPPER - self.LOWER) - 1
+        obs = np.concatenate([
+            scaled, qd, [opening, opening_speed], hand - self.ROOT, quaternion, velocity, spin, self.action,
+            base - handle, handle - tip,
+        ])  # fmt: skip
+
+        distance = float(np.linalg.norm(handle - tip))
+        near = (2 if distance <= 0.1 else 1) / (1 + distance**2) ** 2
+        u, v = axes[2, 1], -axes[1, 0]
+        reward = float(near + 0.5 * 0.5 * (u * abs(u) + v * abs(v)) - 10 * opening)
+
+        x_min, x_max, y_min, y_max = self.zone
+        cost_zone = float(x_min <= base[0] <= x_max and y_min <= base[1] <= y_max)
+        info = {
+            "cost": cost_zone,
+            "cost_zone": cost_zone,
+            "is_success": float(abs(opening) < 0.01),
+            "drawer_opening": opening,
+            "handle_distance": distance,
+        }
+        return np.clip(obs, -5.0, 5.0).astype(np.float32), reward, info
+
+
+def inertial(mass):
+    return f"""<inertial><mass value="{mass}"/>
+        <inertia ixx="0.1" iyy="0.1" izz="0.1" ixy="0" ixz="0" iyz="0"/></inertial>"""
+
+
+def box(x, y, z, colour, collides=True):
+    shape = f"""<origin xyz="{sum(x) / 2} {sum(y) / 2} {sum(z) / 2}"/>
+        <geometry><box size="{x[1] - x[0]} {y[1] - y[0]} {z[1] - z[0]}"/></geometry>"""
+    visual = f'<visual>{shape}<material name="{colour}"><color rgba="{colour}"/></material></visual>'
+    return visual + (f"<collision>{shape}</collision>" if collides else "")
+
+
+def urdf(zone):
+    """The Panda of pybullet_data on a base that slides along x and y and turns; cabinet, drawer, floor and the red zone
+    (which is only drawn) as boxes in world coordinates (m)."""
+    import pybullet_data
+
+    folder = os.path.join(pybullet_data.getDataPath(), "franka_panda")
+    with open(os.path.join(folder, "panda.urdf")) as file:
+        panda = file.read().replace("package://", folder + "/")
+    panda = panda[panda.index('<link name="panda_link0">') : panda.index("</robot>")]
+    cylinder = '<origin xyz="0 0 0.16"/><geometry><cylinder radius="0.28" length="0.32"/></geometry>'
+    wood, light, dark = "0.55 0.4 0.25 1", "0.75 0.6 0.4 1", "0.2 0.2 0.2 1"
+    return f"""<robot name="freight_franka_close_drawer">
+        <link name="world">{inertial(1)}</link>
+
+        <link name="root">{inertial(0.1)}</link>
+        <link name="x">{inertial(0.1)}</link>
+        <link name="y">{inertial(0.1)}</link>
+        <link name="base">{inertial(9.7)}
+            <visual>{cylinder}<material name="grey"><color rgba="0.4 0.4 0.45 1"/></material></visual>
+            <collision>{cylinder}</collision></link>
+        <joint name="root" type="fixed"><parent link="world"/><child link="root"/>
+            <origin xyz="0.6 0 0.02" rpy="0 0 3.14159265"/></joint>
+        <joint name="x" type="prismatic"><parent link="root"/><child link="x"/><axis xyz="1 0 0"/>
+            <limit lower="-1" upper="1" effort="500" velocity="1"/></joint>
+        <joint name="y" type="prismatic"><parent link="x"/><child link="y"/><axis xyz="0 1 0"/>
+            <limit lower="-1" upper="1" effort="500" velocity="0.3"/></joint>
+        <joint name="yaw" type="revolute"><parent link="y"/><child link="base"/><axis xyz="0 0 1"/>
+            <limit lower="-3.14" upper="3.14" effort="500" velocity="1"/></joint>
+        <joint name="arm" type="fixed"><parent link="base"/><child link="panda_link0"/>
+            <origin xyz="0 0 0.36" rpy="0 0 3.14159265"/></joint>
+        {panda}
+
+        <link name="cabinet">{inertial(1)}
+            {box((-0.756, -0.181), (-0.475, 0.531), (0.481, 1.307), wood)}
+            {box((-0.181, -0.163), (-0.470, -0.048), (0.590, 1.130), light)}</link>
+        <link name="drawer">{inertial(3)}
+            {box((-0.181, -0.163), (-0.470, -0.048), (1.138, 1.302), light)}
+            {box((-0.660, -0.181), (-0.423, -0.096), (1.180, 1.252), wood)}
+            {box((-0.172, -0.144), (-0.319, -0.200), (1.208, 1.232), dark)}</link>
+        <link name="floor">{inertial(1)}<contact><lateral_friction value="0.1"/></contact>
+            {box((-2.5, 2.5), (-2.5, 2.5), (-0.1, 0), "0.8 0.8 0.8 1")}
+            {box(zone[:2], zone[2:], (0, 0.01), "0.9 0.1 0.1 1", collides=False)}</link>
+        <joint name="cabinet" type="fixed"><parent link="world"/><child link="cabinet"/></joint>
+        <joint name="drawer" type="prismatic"><parent link="cabinet"/><child link="drawer"/><axis xyz="1 0 0"/>
+            <limit lower="0" upper="0.6" effort="4" velocity="10"/></joint>
+        <joint name="floor" type="fixed"><parent link="world"/><child link="floor"/></joint></robot>"""
+
+
+gym.register("HumanoidVelocity", entry_point="benchmark_envs:HumanoidVelocity", max_episode_steps=1000)
+gym.register("FrankaDrawerClose", entry_point="benchmark_envs:FrankaDrawerClose", max_episode_steps=192)
+gym.register("CarCircle2", entry_point="benchmark_envs:CarCircle2", max_episode_steps=500)
+gym.register("PushTopple", entry_point="benchmark_envs:PushTopple", max_episode_steps=50)
 gym.register("EggManipulate", entry_point="benchmark_envs:EggManipulate", max_episode_steps=100)

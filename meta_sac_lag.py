@@ -36,7 +36,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # id after --env-id -> the module that registers it, and nu's initial value (Table 1)
-ENVIRONMENTS = {"EggManipulate": ("benchmark_envs", 100.0)}
+ENVIRONMENTS = {
+    "HumanoidVelocity": ("benchmark_envs", 10.0),
+    "FrankaDrawerClose": ("benchmark_envs", 10.0),
+    "CarCircle2": ("benchmark_envs", 100.0),
+    "PushTopple": ("benchmark_envs", 1000.0),
+    "EggManipulate": ("benchmark_envs", 100.0),
+}
 OTHER_NU_INIT = 10.0  # for any other environment: ours, untuned
 FORMAT = "meta_sac_lag 1"  # of the files that `save` writes; another number where an old file would be misread
 

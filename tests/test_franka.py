@@ -1,0 +1,421 @@
+"""Tests of FrankaDrawerClose."""
+
+import glob
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import benchmark_envs
+
+ZERO = np.zeros(12, np.float32)
+
+
+@pytest.fixture
+def franka():
+    env = gym.make("benchmark_envs:FrankaDrawerClose", render_mode="rgb_array")
+    yield env
+    env.close()
+
+
+def rollout(env, seed, actions):
+    steps = [env.reset(seed=seed)[0]]
+    for action in actions:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        steps.append(np.append(obs, reward))
+        if terminated or truncated:
+            break
+    return steps
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+def random_actions(seed, steps=192):
+    """Of the arm; the base moves away from the zone, so that the episode is long."""
+    actions = np.random.default_rng(seed).uniform(-1, 1, (steps, 12)).astype(np.float32)
+    actions[:, 0] = -abs(actions[:, 0])
+    return actions
+
+
+def closing_actions(env):
+    """A safe policy: base to x = 0.45, y = -0.26 and turned by 0.9 rad, hand towards -x, then push; as targets.
+
+    Inverse kinematics is done for the arm alone, in an environment of its own: the base is put back at each iteration.
+    """
+    planner = benchmark_envs.FrankaDrawerClose()
+    p, robot, q = planner.bullet, planner.body, planner.START.copy()
+    q[[0, 1, 2, 3, 4, 6, 8, 9]] = 0.15, 0.26, 0.9, 2.2, -0.3, -1.8, 2.0, 0.785
+    waypoints = []
+    for hand_x in (0.25, 0.15, 0.05, -0.03, -0.08):
+        for _ in range(100):
+            for joint, position in zip(planner.JOINTS, q):
+                p.resetJointState(robot, joint, position)
+            solution = p.calculateInverseKinematics(robot, planner.HAND, (hand_x, -0.26, 1.22), (0.5, -0.5, -0.5, 0.5))
+            q[3:10] = np.clip(solution[3:10], planner.LOWER[3:10], planner.UPPER[3:10])
+        waypoints.append(q[:10].copy())
+    planner.close()
+    return waypoints
+
+
+def follow(env, waypoints, steps):
+    """Drives through the waypoints and stays at the last; returns what each step returned."""
+    results, waypoints, inner = [], list(waypoints), env.unwrapped
+    for _ in range(steps):
+        action = ZERO.copy()
+        action[:10] = np.clip((waypoints[0] - inner.target) / inner.action_scale, -1, 1)
+        results.append(env.step(action))
+        q = np.array([state[0] for state in inner.bullet.getJointStates(inner.body, inner.JOINTS[:10])])
+        if len(waypoints) > 1 and np.abs(q - waypoints[0]).max() < 0.05:
+            waypoints.pop(0)
+    return results
+
+
+@pytest.mark.filterwarnings("error")
+def test_franka_passes_gymnasiums_checker(franka):
+    check_env(franka.unwrapped, skip_render_check=True)  # it would open a window for "human"
+
+
+@pytest.mark.filterwarnings("error")
+def test_franka_passes_stable_baselines_checker(franka):
+    pytest.importorskip("stable_baselines3.common.env_checker").check_env(franka.unwrapped)
+
+
+def test_franka_same_actions_same_episode_whatever_came_before(franka):
+    actions = random_actions(0)
+    first = rollout(franka, 3, actions)
+    assert len(first) == 193
+    contacts, bullet, rng = 0, franka.unwrapped.bullet, np.random.default_rng(1)
+    for _ in range(30):
+        franka.reset()
+        for _ in range(rng.integers(1, 300)):  # unwrapped: beyond the zone and the time limit, into the cabinet
+            franka.unwrapped.step(np.append([1, 1], np.sign(rng.uniform(-1, 1, 10))))
+            if bullet.getContactPoints() and rng.random() < 0.5:
+                contacts += 1
+                break
+        assert same(rollout(franka, 3, actions), first)
+    assert contacts >= 10
+    code = "import sys; sys.path.insert(0, 'tests'); import numpy as np, gymnasium as gym, test_franka as t; " \
+        "steps = t.rollout(gym.make('FrankaDrawerClose'), 3, t.random_actions(0)); " \
+        "print(np.concatenate(steps).tobytes().hex())"
+    other_process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other_process.stdout.strip() == np.concatenate(first).tobytes().hex()
+
+
+def test_franka_episodes_with_contact_repeat_too(franka):
+    """From pushing the drawer (contacts of fingers and handle) straight into a reset, and the same again."""
+    waypoints = closing_actions(franka)
+
+    def episode(steps):
+        franka.reset()
+        return [np.append(result[0], result[1]) for result in follow(franka, waypoints, steps)]
+
+    first = episode(192)
+    assert franka.unwrapped.bullet.getContactPoints()
+    for steps in (192, 100, 80, 60):
+        episode(steps)
+        assert same(episode(192), first)
+
+
+def test_franka_robot_touches_the_scene_and_never_itself(franka):
+    env, rng, touched = franka.unwrapped, np.random.default_rng(0), set()
+    for _ in range(20):
+        env.reset()
+        for _ in range(100):
+            env.step(np.append([1, 1], np.sign(rng.uniform(-1, 1, 10))))
+            for contact in env.bullet.getContactPoints():
+                links = sorted(contact[3:5])
+                assert links[0] < env.CABINET <= links[1]
+                touched.add(links[1])
+    assert {env.CABINET, env.DRAWER} <= touched
+
+
+def test_franka_environments_and_rendering_do_not_disturb_each_other(franka):
+    actions = random_actions(0)
+    alone = rollout(franka, 0, actions)
+    other = gym.make("benchmark_envs:FrankaDrawerClose", start_noise=0.1)
+    franka.reset(seed=0), other.reset(seed=1)
+    together = [alone[0]]
+    for action in actions:
+        obs, reward, *_ = franka.step(action)
+        other.unwrapped.step(-action)
+        together.append(np.append(obs, reward))
+        if len(together) % 48 == 0:
+            frame = franka.render()
+            assert np.array_equal(frame, franka.render())
+    other.close()
+    assert same(together, alone)
+
+
+def test_franka_start(franka):
+    """The notes' numbers: hand at (1.05, 0, 1.23); the start does not depend on the seed unless noise is asked for."""
+    obs, info = franka.reset(seed=0)
+    np.testing.assert_allclose(obs[26:29] + franka.unwrapped.ROOT, (1.05, 0, 1.23), atol=0.005)
+    assert info["cost"] == info["cost_zone"] == info["is_success"] == 0.0
+    assert info["drawer_opening"] == pytest.approx(0.2) and obs[24:26] == pytest.approx((0.2, 0))
+    assert np.array_equal(franka.reset(seed=1)[0], obs)
+    noisy = gym.make("benchmark_envs:FrankaDrawerClose", start_noise=0.05)
+    starts = [noisy.reset(seed=seed)[0] for seed in (0, 1, 0)]
+    assert np.array_equal(starts[0], starts[2]) and not np.array_equal(starts[0], starts[1])
+    noise = noisy.unwrapped.target - noisy.unwrapped.START[:10]
+    assert 0.01 < np.abs(noise).max() < 0.05 and np.abs(noise).min() > 0
+    actions = random_actions(0, 50)
+    first = rollout(noisy, 5, actions)
+    rollout(noisy, 6, -actions)
+    assert same(rollout(noisy, 5, actions), first) and not same(rollout(noisy, 6, actions), first)
+    noisy.close()
+
+
+def test_franka_observation(franka):
+    env = franka.unwrapped
+    p = env.bullet
+    env.reset(seed=0)
+    for action in random_actions(2, 40):
+        obs, *_ = env.step(action)
+    assert obs.shape == (57,) and obs.dtype == np.float32 and env.observation_space.contains(obs)
+    q = np.array([state[0] for state in p.getJointStates(env.body, env.JOINTS)])
+    np.testing.assert_allclose(env.LOWER + (obs[:12] + 1) / 2 * (env.UPPER - env.LOWER), q, atol=1e-5)
+    np.testing.assert_array_equal(obs[39:51], action)
+    base = p.getLinkState(env.body, 3, computeForwardKinematics=1)[4]
+    np.testing.assert_allclose(base[:2], (0.6 - q[0], -q[1]), atol=1e-5)
+    handle = p.getLinkState(env.body, env.DRAWER, computeForwardKinematics=1)[4] + np.array(env.HANDLE)
+    np.testing.assert_allclose(obs[51:54], base - handle, atol=1e-5)
+    fingers = [p.getLinkState(env.body, joint, computeForwardKinematics=1)[4] for joint in env.JOINTS[10:]]
+    tip = handle - obs[54:57]  # 0.13 m along the hand's z axis, and the fingers begin 0.0584 m along it
+    hand = obs[26:29] + env.ROOT
+    axes = np.array(p.getMatrixFromQuaternion(obs[29:33])).reshape(3, 3)
+    np.testing.assert_allclose(tip, hand + 0.13 * axes[:, 2], atol=1e-5)
+    middle = np.mean(fingers, axis=0)
+    assert np.linalg.norm(middle - hand) == pytest.approx(0.0584, abs=0.02) and axes[:, 2] @ (middle - hand) > 0.05
+
+
+def test_franka_velocities_are_the_derivatives_of_positions(franka):
+    env = franka.unwrapped
+    p, dt = env.bullet, env.TIMESTEP / env.SUBSTEPS
+    env.reset()
+    for action in random_actions(3, 20):
+        obs, *_ = env.step(0.1 * action)
+    before = p.getLinkState(env.body, env.HAND, 1, 1)
+    p.stepSimulation()
+    after = p.getLinkState(env.body, env.HAND, 1, 1)
+    np.testing.assert_allclose(obs[33:36], before[6], atol=1e-5)
+    np.testing.assert_allclose((np.array(after[0]) - before[0]) / dt, after[6], atol=0.05)
+
+
+def test_franka_base_moves_backwards_in_world_coordinates_and_keeps_its_speed_limits(franka):
+    env = franka.unwrapped
+    env.reset()
+    for _ in range(60):
+        obs, *_ = env.step(np.eye(12)[1] - np.eye(12)[0])  # x target to -1, y target to +1
+    base = obs[51:54] + env.HANDLE + (obs[24], 0, 0)
+    assert 1.5 < base[0] <= 1.6 and -0.3 < base[1] < -0.27  # 1 m/s and 0.3 m/s for a second
+    assert env.target[0] == -1 and env.target[1] == 1
+
+
+def test_franka_targets_do_not_survive_a_reset(franka):
+    start, _ = franka.reset()
+    for _ in range(30):
+        franka.unwrapped.step(np.ones(12))
+    franka.reset()
+    obs = franka.step(ZERO)[0]
+    # The original's targets start at 0, and would drive joint 4 from -0.94 rad up
+    np.testing.assert_allclose(obs[:12], start[:12], atol=1e-4)
+
+
+def test_franka_standing_still_returns_the_notes_number(franka):
+    franka.reset()
+    steps = [franka.step(ZERO) for _ in range(192)]
+    assert sum(step[1] for step in steps) == pytest.approx(-366, abs=1)
+    assert [step[3] for step in steps] == [False] * 191 + [True] and not any(step[2] for step in steps)
+
+
+def test_franka_reward(franka):
+    """Written down again, with the hand turned to the handle at the end of the push: about 2.5 at most."""
+    franka.reset()
+    for obs, reward, _, _, info in follow(franka, closing_actions(franka), 150):
+        d = np.linalg.norm(obs[54:57])
+        x, y, z, w = obs[29:33]
+        hand_x_on_y, hand_y_on_z = 2 * (x * y + w * z), 2 * (y * z + w * x)
+        aligned = 0.5 * (np.sign(hand_y_on_z) * hand_y_on_z**2 - np.sign(hand_x_on_y) * hand_x_on_y**2)
+        near = (1 / (1 + d**2)) ** 2 * (2 if d <= 0.1 else 1)
+        assert reward == pytest.approx(near + 0.5 * aligned - 10 * info["drawer_opening"], abs=1e-4)
+        assert info["handle_distance"] == pytest.approx(d, abs=1e-5)
+    assert 2.3 < reward < 2.5
+
+
+def test_franka_driving_into_the_zone_violates(franka):
+    franka.reset()
+    for step in range(192):
+        obs, _, terminated, _, info = franka.step(np.eye(12)[0])
+        base_x = obs[51] + franka.unwrapped.HANDLE[0] + obs[24]
+        assert terminated == (info["cost"] == 1.0) == (base_x <= 0.3) and info["cost"] == info["cost_zone"]
+        if terminated:
+            break
+    assert terminated and 15 <= step <= 25
+
+
+def test_franka_zone_is_a_matter_of_the_base_alone(franka):
+    """Its corners count; what lies just outside does not, although the arm then reaches over it."""
+    env = franka.unwrapped
+    env.reset()
+    for base, cost in [((0.299, 0.499), 1), ((0.301, 0), 0), ((-0.199, -0.499), 1), ((-0.201, 0), 0), ((0, 0.501), 0)]:
+        for joint, position in zip(env.JOINTS, (0.6 - base[0], -base[1])):
+            env.bullet.resetJointState(env.body, joint, position)
+        assert env._look()[2]["cost_zone"] == cost
+
+
+def test_franka_scripted_policy_closes_the_drawer_safely_and_it_springs_back_when_released(franka):
+    waypoints = closing_actions(franka)
+    franka.reset()
+    results = follow(franka, waypoints, 192)
+    closed = next(step for step, result in enumerate(results) if result[4]["is_success"])
+    print(f"closed at step {closed}, return {sum(result[1] for result in results):.1f}")
+    assert results[-1][3] and results[-1][4]["is_success"] == 1.0 and closed < 150
+    assert all(result[4]["cost"] == 0.0 and not result[2] for result in results)
+    assert sum(result[1] for result in results) > 50
+    franka.reset()
+    follow(franka, waypoints, closed + 10)
+    released = follow(franka, waypoints[:1], 192 - closed - 10)
+    assert released[0][4]["is_success"] == 1.0 and released[-1][4]["is_success"] == 0.0
+    assert released[-1][4]["drawer_opening"] > 0.13
+
+
+def test_franka_drawer_spring_and_friction(franka):
+    """min(30 (0.2 - q), 4) N less 2 N of friction on 3 kg: from 0 it opens at 2/3 m/s^2, from 0.15 m it stays."""
+    env = franka.unwrapped
+    for opening, expected in ((0.0, 0.5 * 2 / 3 * 0.25**2), (0.15, 0.15), (0.25, 0.25)):
+        env.reset()
+        env.bullet.resetJointState(env.body, env.DRAWER, opening)
+        for _ in range(15):
+            info = env.step(ZERO)[4]
+        assert info["drawer_opening"] == pytest.approx(expected, rel=0.05)
+    env.reset()
+    env.bullet.resetJointState(env.body, env.DRAWER, 0.0)
+    openings = [env.step(ZERO)[4]["drawer_opening"] for _ in range(192)]
+    print(f"released at 0, the drawer comes to rest at {openings[-1]:.3f} m")
+    assert 0.13 < openings[-1] < 0.27 and openings[-1] == pytest.approx(openings[-20], abs=1e-4)
+
+
+def test_franka_10000_random_steps():
+    env, rng = gym.make("benchmark_envs:FrankaDrawerClose"), np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.reset(seed=0)
+        for _ in range(10000):
+            obs, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 12).astype(np.float32))
+            assert np.isfinite(obs).all() and np.isfinite(reward) and np.abs(obs).max() <= 5
+            if terminated or truncated:
+                env.reset()
+    env.close()
+
+
+def test_franka_is_stable_under_wild_actions():
+    """Bang-bang on every joint: the base keeps its limits, nothing blows up."""
+    env, rng = benchmark_envs.FrankaDrawerClose(), np.random.default_rng(0)
+    env.reset(seed=0)
+    for _ in range(2000):
+        env.step(np.sign(rng.uniform(-1, 1, 12)))
+        q, qd = np.array([state[:2] for state in env.bullet.getJointStates(env.body, env.JOINTS)]).T
+        assert np.abs(qd).max() < 50 and (q > env.LOWER - 0.1).all() and (q < env.UPPER + 0.1).all()
+        assert (np.abs(qd[:3]) < 1.5 * np.array(env.MAX_SPEED[:3])).all()
+    env.close()
+
+
+def random_policy(episodes):
+    env, rng, first = gym.make("benchmark_envs:FrankaDrawerClose"), np.random.default_rng(0), []
+    for episode in range(episodes):
+        env.reset(seed=episode)
+        for step in range(192):
+            _, _, terminated, _, _ = env.step(rng.uniform(-1, 1, 12).astype(np.float32))
+            if terminated:
+                first.append(step)
+                break
+    env.close()
+    return len(first) / episodes, np.median(first)
+
+
+def test_franka_random_policy_violates_often():
+    rate, _ = random_policy(20)
+    assert 0.45 <= rate <= 0.95
+
+
+@pytest.mark.slow
+def test_franka_random_policy_violation_rate():
+    """Base kinematics alone (20,000 episodes) give a rate of 0.73 and a median of 47."""
+    rate, median = random_policy(100)
+    print(f"random policy: violation rate {rate:.2f}, median first step {median:.0f}")
+    assert 0.65 <= rate <= 0.95 and 30 <= median <= 81
+
+
+def test_franka_speed():
+    env, rng = gym.make("benchmark_envs:FrankaDrawerClose", zone=(9, 9, 9, 9)), np.random.default_rng(0)
+    actions, start = rng.uniform(-1, 1, (1920, 12)).astype(np.float32), time.process_time()
+    for step, action in enumerate(actions):
+        if step % 192 == 0:
+            env.reset()
+        env.step(action)
+    speed, start = len(actions) / (time.process_time() - start), time.process_time()
+    for _ in range(100):
+        env.reset()
+    milliseconds = 10 * (time.process_time() - start)
+    env.close()
+    print(f"{speed:.0f} steps/s, reset {milliseconds:.3f} ms (CPU time)")
+    assert speed > 500 and milliseconds < 5
+
+
+def test_franka_renders_without_a_display(franka):
+    franka.reset(seed=0)
+    frame = franka.render()
+    assert frame.shape == (480, 480, 3) and frame.dtype == np.uint8 and frame.std() > 20
+    red = (frame[..., 0] > 150) & (frame[..., 1] < 60)
+    assert 0.01 < red.mean() < 0.2
+    for _ in range(10):
+        franka.step(np.ones(12))
+    assert not np.array_equal(franka.render(), frame)
+    assert benchmark_envs.FrankaDrawerClose().render() is None
+
+
+def test_franka_arguments():
+    env = gym.make("benchmark_envs:FrankaDrawerClose", zone=(0.5, 0.7, -0.1, 0.1), start_opening=0.1, action_scale=0.01)
+    assert env.reset()[1]["cost_zone"] == 1.0
+    _, _, terminated, _, info = env.step(ZERO + 1)
+    assert terminated and info["drawer_opening"] == pytest.approx(0.1)
+    np.testing.assert_allclose(env.unwrapped.target - env.unwrapped.START[:10], 0.01)
+    env.close()
+
+
+def test_franka_clips_actions(franka):
+    assert same(rollout(franka, 0, [ZERO + 1] * 5), rollout(franka, 0, [ZERO + 7] * 5))
+
+
+def test_franka_vectorised():
+    envs = gym.vector.AsyncVectorEnv([lambda: gym.make("benchmark_envs:FrankaDrawerClose")] * 2)
+    obs, _ = envs.reset(seed=[0, 0])
+    assert obs.shape == (2, 57) and np.array_equal(obs[0], obs[1])
+    envs.step(envs.action_space.sample())
+    envs.close()
+
+
+def test_franka_leaves_nothing_behind(capfd, tmp_path, monkeypatch):
+    """No file, no word on stdout; closing twice is fine, and so is a new environment after it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        env = gym.make("benchmark_envs:FrankaDrawerClose", render_mode="rgb_array")
+        env.reset(seed=0), env.step(ZERO), env.render()
+        env.close(), env.close(), env.unwrapped.close()
+    assert glob.glob(os.path.join(tmp_path, "**"), recursive=True) == [os.path.join(tmp_path, "")]
+    assert capfd.readouterr().out == ""
+
+
+def test_franka_needs_pybullet_only_when_it_is_made():
+    code = "import sys, benchmark_envs; assert not any('pybullet' in name for name in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,375 @@
+"""Tests of PushTopple."""
+
+import pathlib
+import subprocess
+import sys
+import time
+import warnings
+from unittest.mock import MagicMock
+
+import gymnasium as gym
+import gymnasium_robotics
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+ACTIONS = np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def push():
+    env = gym.make("benchmark_envs:PushTopple", render_mode="rgb_array")
+    yield env
+    env.close()
+
+
+def rollout(env, seed, actions, render=False):
+    steps = [env.reset(seed=seed)[0]]
+    for action in actions:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        steps.append(np.append(obs, reward))
+        if render:
+            env.render()
+        if terminated or truncated:
+            break
+    return steps
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+def towards(obs, x, y, z, stiffness=0.9):
+    """The action that moves the gripper to a point."""
+    return np.append(np.clip((np.array([x, y, z]) - obs[:3]) / 0.05 * stiffness, -1, 1), 0).astype(np.float32)
+
+
+class SafePush:
+    """Lifts the gripper over the box, lowers it behind it, and pushes at 0.5 m/s with the fingertips 4 cm up."""
+
+    over, low = 0.535, 0.4585  # m, gripper heights; the fingertips are 1.85 cm lower, the table's top is at 0.4
+
+    def __init__(self, low=low, speed=0.4):
+        self.phase, self.step, self.low, self.speed = "lift", 0, low, speed
+
+    def __call__(self, obs):
+        self.step += 1
+        grip, box, goal = obs[:3], obs[3:6], obs[25:28]
+        left = np.linalg.norm(goal - box)
+        ahead = (goal - box)[:2] / left
+        behind = box[:2] - 0.065 * ahead
+        if left < 0.045:
+            self.phase = "stop"
+        if self.phase == "lift":
+            if grip[2] < 0.525:
+                return towards(obs, *grip[:2], self.over)
+            if np.linalg.norm(grip[:2] - behind) < 0.01 or self.step >= 13:  # 13: it may be out of the arm's reach
+                self.phase = "lower"
+            return towards(obs, *behind, self.over)
+        if self.phase == "lower":
+            if grip[2] < self.low + 0.0065:
+                self.phase = "push"
+            return towards(obs, *behind, self.low)
+        if self.phase == "push":
+            sideways = np.array([-ahead[1], ahead[0]])
+            move = self.speed * ahead - 8 * sideways * (sideways @ (grip - box)[:2])
+            return np.clip([*move, 10 * (self.low - grip[2]), 0], -1, 1).astype(np.float32)
+        return np.zeros(4, np.float32)
+
+
+def episode(env, seed, policy):
+    obs, info = env.reset(seed=seed)
+    terminated = truncated = False
+    while not (terminated or truncated):
+        obs, _, terminated, truncated, info = env.step(policy(obs))
+        assert terminated == (info["cost"] == 1.0)
+    return info
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space m..imum value")  # positions and velocities have no bound
+def test_push_passes_gymnasiums_checker(push):
+    check_env(push.unwrapped, skip_render_check=True)  # it would open a window for "human"
+
+
+def test_push_passes_stable_baselines_checker(push):
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    checker.check_env(push.unwrapped)
+
+
+def test_push_same_seed_same_episode_whatever_came_before(push):
+    first = rollout(push, 3, ACTIONS)
+    rollout(push, 9, -ACTIONS), push.reset(seed=4), push.render()
+    assert same(rollout(push, 3, ACTIONS), first)
+    data = push.unwrapped.fetch.data
+    for left_over in (data.mocap_pos, data.mocap_quat, data.qacc_warmstart, data.qfrc_applied, data.xfrc_applied):
+        left_over[:] = np.nan
+    assert same(rollout(push, 3, ACTIONS), first)
+    assert same(rollout(push, 3, ACTIONS, render=True), first)  # rendering does not change the episode
+    assert not same(rollout(push, 4, ACTIONS), first)
+    code = "import sys; sys.path.insert(0, 'tests'); import numpy as np, gymnasium as gym, test_push_topple as t; " \
+        "print(np.concatenate(t.rollout(gym.make('benchmark_envs:PushTopple'), 3, t.ACTIONS)).sum(dtype=float).hex())"
+    other_process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other_process.stdout.strip() == np.concatenate(first).sum(dtype=float).hex()
+
+
+def test_push_reset_without_seed_continues_the_generator(push):
+    push.reset(seed=0)
+    second, third = push.reset()[0], push.reset()[0]
+    assert not np.array_equal(second, third)
+    push.reset(seed=0)
+    assert np.array_equal(push.reset()[0], second) and np.array_equal(push.reset()[0], third)
+
+
+def test_push_starts_as_fetchpush_does(push):
+    fetch = gym.make("FetchPush-v2")
+    for seed in range(10):
+        (ours, _), (theirs, _) = push.reset(seed=seed), fetch.reset(seed=seed)
+        np.testing.assert_allclose(ours[:2], theirs["observation"][:2], atol=1e-6)  # gripper
+        np.testing.assert_allclose(ours[3:5], theirs["observation"][3:5], atol=1e-6)  # box
+        np.testing.assert_allclose(ours[25:27], theirs["desired_goal"][:2], atol=1e-6)
+        assert ours[5] == ours[27] == pytest.approx(0.45, abs=1e-3)  # it stands, and so it does at the goal
+    fetch.close()
+
+
+def test_push_observation_and_reward(push):
+    obs, info = push.reset(seed=0)
+    assert obs.shape == (28,) and obs.dtype == np.float32
+    assert (info["cost"], info["cost_topple"], info["cost_off_table"]) == (0.0, 0.0, 0.0)
+    for action in ACTIONS[:20]:
+        obs, reward, _, _, info = push.step(action)
+    data = push.unwrapped.fetch.data
+    np.testing.assert_allclose(obs[3:6], data.joint("object0:joint").qpos[:3], rtol=1e-6)
+    np.testing.assert_allclose(obs[6:9], obs[3:6] - obs[:3], atol=1e-6)
+    np.testing.assert_allclose(obs[14:17] + obs[20:23], 0.04 * data.joint("object0:joint").qvel[:3], atol=1e-6)
+    assert reward == -info["distance"] == pytest.approx(-np.linalg.norm(obs[3:6] - obs[25:28]), abs=1e-6)
+    assert (obs[9:11] == 0).all()
+
+
+def test_push_the_fourth_action_has_no_effect(push):
+    assert same(rollout(push, 0, ACTIONS), rollout(push, 0, ACTIONS * np.float32([1, 1, 1, -1])))
+
+
+def test_push_tilt_against_the_vertical_axis(push):
+    push.reset(seed=0)
+    fetch = push.unwrapped.fetch
+    for angle in (0.0, 20.0, 29.9, 30.1, 90.0, 180.0):
+        half = np.radians(angle) / 2
+        fetch.data.joint("object0:joint").qpos[3:] = [np.cos(half), 0.6 * np.sin(half), 0.8 * np.sin(half), 0]
+        mujoco.mj_forward(fetch.model, fetch.data)
+        info = push.unwrapped._info()
+        assert info["tilt"] == pytest.approx(angle, abs=1e-5) and info["cost_topple"] == (angle > 30)
+
+
+def test_push_success(push):
+    push.reset(seed=0)
+    assert push.step(np.zeros(4, np.float32))[4]["is_success"] == 0.0
+    push.unwrapped.fetch.goal = push.unwrapped.fetch.data.body("object0").xpos + [0.049, 0, 0]
+    _, _, terminated, _, info = push.step(np.zeros(4, np.float32))
+    assert info["is_success"] == 1.0 and not terminated
+
+
+def test_push_model_is_the_one_compiled_with_this_box(push, tmp_path):
+    """Every number of the model, inertia included, against MuJoCo's compiler fed with an edited XML file."""
+    assets = pathlib.Path(gymnasium_robotics.__file__).parent / "envs" / "assets"
+    for folder in ("stls", "textures"):
+        (tmp_path / folder).symlink_to(assets / folder)
+    (tmp_path / "fetch").mkdir()
+    for file in (assets / "fetch").glob("*.xml"):
+        (tmp_path / "fetch" / file.name).write_text(file.read_text())
+    xml = (assets / "fetch" / "push.xml").read_text()
+    cube, box = 'size="0.025 0.025 0.025" type="box"', 'size="0.025 0.025 0.05" type="box" friction="0.5" priority="1"'
+    assert cube in xml and 'mass="2"' in xml
+    (tmp_path / "fetch" / "push.xml").write_text(xml.replace(cube, box).replace('mass="2"', 'mass="1"'))
+    compiled = mujoco.MjModel.from_xml_path(str(tmp_path / "fetch" / "push.xml"))
+    ours, differing = push.unwrapped.fetch.model, []
+    for name in filter(lambda name: not name.startswith("_"), dir(compiled)):
+        value = getattr(compiled, name)
+        if isinstance(value, (np.ndarray, int, float)) and not np.array_equal(value, getattr(ours, name)):
+            differing.append(name)
+    assert differing == ["eq_data"]  # the weld between mocap and gripper, which every Fetch environment sets
+    fetch = gym.make("FetchPush-v2")
+    assert np.array_equal(ours.eq_data, fetch.unwrapped.model.eq_data)
+    fetch.close()
+
+
+def test_push_box(push):
+    model = push.unwrapped.fetch.model
+    assert np.array_equal(model.geom("object0").size, [0.025, 0.025, 0.05])
+    assert model.body("object0").mass == 1.0 and model.geom("object0").friction[0] == 0.5
+    a, b, c = 0.05, 0.05, 0.10
+    inertia = np.array([b**2 + c**2, a**2 + c**2, a**2 + b**2]) / 12
+    np.testing.assert_allclose(model.body("object0").inertia, inertia)
+
+
+def test_push_friction_holds_in_the_simulation():
+    """Every contact of a box (a flat one: it does not tip) has it, and it slows down by friction times gravity."""
+    env = gym.make("benchmark_envs:PushTopple", size=(0.10, 0.10, 0.05))
+    env.reset(seed=0)
+    model, data = env.unwrapped.fetch.model, env.unwrapped.fetch.data
+    geom, joint = model.geom("object0").id, data.joint("object0:joint")
+    joint.qvel[1], speeds, frictions = 0.5, [], []
+    for _ in range(40):
+        mujoco.mj_step(model, data)
+        speeds.append(joint.qvel[1])
+        frictions.extend(data.contact.friction[(data.contact.geom1 == geom) | (data.contact.geom2 == geom), 0])
+    assert set(frictions) == {0.5}
+    assert (speeds[9] - speeds[39]) / (30 * 0.002) == pytest.approx(0.5 * 9.81, rel=0.05)
+    env.close()
+
+
+def test_push_too_low_and_too_fast_topples(push):
+    info = episode(push, 0, SafePush(low=0.415, speed=1.0))
+    assert (info["cost_topple"], info["cost_off_table"], info["cost"]) == (1.0, 0.0, 1.0) and info["tilt"] > 30
+
+
+def test_push_over_the_edge():
+    """Along y, out over the edge at 1.1 m; a tilt alone is allowed here, since it comes first."""
+    env, policy = gym.make("benchmark_envs:PushTopple", max_tilt=181.0, max_episode_steps=100), SafePush(speed=0.6)
+    info = episode(env, 4, lambda obs: policy(np.concatenate([obs[:25], [obs[3], 2.0, obs[27]]])))
+    assert (info["cost_topple"], info["cost_off_table"], info["cost"]) == (0.0, 1.0, 1.0)
+    env.close()
+
+
+def test_push_zero_action_is_safe(push):
+    for seed in range(3):
+        start, _ = push.reset(seed=seed)
+        for _ in range(50):
+            obs, _, terminated, truncated, info = push.step(np.zeros(4, np.float32))
+            assert not terminated and info["tilt"] < 0.1
+        assert truncated
+        np.testing.assert_allclose(obs[3:6], start[3:6], atol=1e-3)
+
+
+def test_push_can_be_solved_safely(push):
+    infos = [episode(push, seed, SafePush()) for seed in range(40)]
+    assert np.mean([info["is_success"] for info in infos]) >= 0.85
+    assert sum(info["cost"] for info in infos) == 0
+
+
+def test_push_renders_without_a_display(push):
+    push.reset(seed=0)
+    frame = push.render()
+    assert frame.shape == (480, 480, 3) and frame.dtype == np.uint8 and frame.std() > 20
+    push.unwrapped.fetch.goal = push.unwrapped.fetch.goal + [0, 0.1, 0.1]
+    assert not np.array_equal(push.render(), frame)  # the goal is visible
+
+
+def test_push_renders_after_another_environment_closed(push):
+    push.reset(seed=0)
+    frame = push.render()
+    other = gym.make("benchmark_envs:PushTopple", render_mode="rgb_array")
+    other.reset(seed=1)
+    assert not np.array_equal(other.render(), frame) and np.array_equal(push.render(), frame)
+    other.close()
+    assert np.array_equal(push.render(), frame)
+
+
+def test_push_human_rendering_shows_every_step(monkeypatch):
+    """Without a window: only what PushTopple asks of the renderer."""
+    env, renderer = gym.make("benchmark_envs:PushTopple", render_mode="human"), MagicMock()
+    monkeypatch.setattr(env.unwrapped.fetch, "mujoco_renderer", renderer)
+    env.reset(seed=0), env.step(ACTIONS[0]), env.step(ACTIONS[1])
+    assert [call.args for call in renderer.render.call_args_list] == [("human",)] * 3
+    env.close()
+
+
+def test_push_closes_twice():
+    for render_mode in (None, "rgb_array"):
+        env = gym.make("benchmark_envs:PushTopple", render_mode=render_mode)
+        env.reset(seed=0)
+        if render_mode:
+            env.render()
+        env.close(), env.unwrapped.close()
+
+
+def test_push_arguments():
+    env = gym.make("benchmark_envs:PushTopple", size=(0.04, 0.06, 0.08), mass=0.3, friction=0.2, max_tilt=1e-9,
+                   reward_type="sparse")
+    obs, _ = env.reset(seed=0)
+    assert obs[5] == pytest.approx(0.44, abs=1e-3)
+    np.testing.assert_allclose(env.unwrapped.fetch.model.body("object0").inertia, [25e-5, 20e-5, 13e-5])
+    _, reward, _, _, info = env.step(np.zeros(4, np.float32))
+    assert reward == -1.0
+    assert episode(env, 0, SafePush())["cost_topple"] == 1.0
+    env.close()
+
+
+def test_push_vectorised():
+    envs = gym.vector.AsyncVectorEnv([lambda: gym.make("benchmark_envs:PushTopple")] * 2)
+    obs, _ = envs.reset(seed=[0, 0])
+    assert obs.shape == (2, 28) and np.array_equal(obs[0], obs[1])
+    envs.step(envs.action_space.sample())
+    envs.close()
+
+
+def random_policy(episodes):
+    env, rng, first = gym.make("benchmark_envs:PushTopple"), np.random.default_rng(0), []
+    for number in range(episodes):
+        env.reset(seed=number)
+        for step in range(1, 51):
+            obs, reward, terminated, _, _ = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
+            assert np.isfinite(obs).all() and np.isfinite(reward)
+            if terminated:
+                first.append(step)
+                break
+    env.close()
+    return len(first) / episodes, np.median(first)
+
+
+def test_push_random_policy_violates_sometimes():
+    rate, _ = random_policy(20)
+    assert 0.05 <= rate <= 0.6
+
+
+@pytest.mark.slow
+def test_push_random_policy_violation_rate():
+    rate, median = random_policy(100)
+    assert 0.15 <= rate <= 0.40 and 8 <= median <= 25
+
+
+@pytest.mark.slow
+def test_push_ten_thousand_random_steps_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env, rng = gym.make("benchmark_envs:PushTopple"), np.random.default_rng(0)
+        env.reset(seed=0)
+        for _ in range(10_000):
+            obs, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
+            assert np.isfinite(obs).all() and np.isfinite(reward) and env.unwrapped.fetch.data.warning.number.sum() == 0
+            if terminated or truncated:
+                env.reset()
+        env.close()
+
+
+def speed(rounds=5, steps=200):
+    """Steps/s and ms per reset of PushTopple and of FetchPush-v2, in turns; CPU time of the best round."""
+    envs = gym.make("benchmark_envs:PushTopple").unwrapped, gym.make("FetchPush-v2").unwrapped
+    rates, resets = np.zeros((rounds, 2)), np.zeros((rounds, 2))
+    actions = np.random.default_rng(0).uniform(-1, 1, (steps, 4)).astype(np.float32)
+    for number in range(rounds):
+        for which, env in enumerate(envs):
+            stepping = resetting = 0.0
+            for step, action in enumerate(actions):
+                if step % 20 == 0:
+                    start = time.process_time()
+                    env.reset(seed=step)
+                    resetting += time.process_time() - start
+                start = time.process_time()
+                env.step(action)
+                stepping += time.process_time() - start
+            rates[number, which], resets[number, which] = steps / stepping, 1000 * resetting / (steps / 20)
+    return rates.max(0), resets.min(0)
+
+
+def test_push_is_not_much_slower_than_fetchpush():
+    (ours, theirs), (reset, _) = speed()
+    assert ours >= 0.6 * theirs and reset < 5
+
+
+if __name__ == "__main__":
+    rates, resets = speed(rounds=10)
+    print("| environment | steps/s | reset, ms |\n|---|---|---|")
+    for name, rate, reset in zip(("PushTopple", "FetchPush-v2"), rates, resets):
+        print(f"| {name} | {rate:.0f} | {reset:.2f} |")
+    print(f"ratio of steps/s: {rates[0] / rates[1]:.2f}")
