@@ -51,6 +51,26 @@ def test_egg_same_seed_same_episode_whatever_came_before(egg):
     assert other_process.stdout.strip() == np.concatenate(first).sum(dtype=float).hex()
 
 
+def test_egg_renders_after_another_environment_closed(egg):
+    egg.reset(seed=0)
+    before = egg.render()
+    other = gym.make("benchmark_envs:EggManipulate", render_mode="rgb_array")
+    other.reset(seed=1), other.render(), other.close()
+    assert (egg.render() == before).all() and before.std() > 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_egg_ten_thousand_random_steps():
+    env, rng = gym.make("benchmark_envs:EggManipulate"), np.random.default_rng(0)
+    env.reset(seed=0)
+    for _ in range(10_000):
+        obs, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 20).astype(np.float32))
+        assert np.isfinite(obs).all() and np.isfinite(reward)
+        if terminated or truncated:
+            env.reset()
+
+
 def test_egg_observation(egg):
     obs, _ = egg.reset(seed=0)
     hand = egg.unwrapped.hand

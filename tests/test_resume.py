@@ -112,6 +112,15 @@ def test_twenty_kills(folder):
     check_killed(folder, (*SHORT, *flags), moments)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["HumanoidVelocity", "FrankaDrawerClose", "CarCircle2", "PushTopple"])
+def test_each_environment_goes_on_to_the_bit(tmp_path, env_id):
+    """Nothing that an environment keeps besides what reset(seed) sets has a say."""
+    flags = "--total-timesteps 2500 --checkpoint-every 300 --learning-starts 1500".split()
+    moments = [("replace", 6), random.uniform(0.1, 3.0)]
+    check_killed(tmp_path, (*SHORT, "--env-id", env_id, *flags), moments)
+
+
 def test_a_checkpoint_holds_what_is_in_the_buffers_and_no_more(tmp_path):
     """A million rows may come, a hundred are there; and a ring that has gone round goes on where it was."""
     sizes = {}

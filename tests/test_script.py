@@ -159,6 +159,23 @@ def test_logged_episodes(folder, train_here):
     assert all(value == pytest.approx((length[step] + 1) / 2) for step, value in written["charts/jerk"])
 
 
+@pytest.mark.parametrize(
+    "env_id, nu, kinds",
+    [
+        ("HumanoidVelocity", 10, {"cost_velocity", "cost_fall"}),
+        ("FrankaDrawerClose", 10, {"cost_zone"}),
+        ("CarCircle2", 100, {"cost_out_of_boundary"}),
+        ("PushTopple", 1000, {"cost_topple", "cost_off_table"}),
+    ],
+)
+def test_the_other_tasks_of_table_1(folder, train_here, env_id, nu, kinds):
+    names = train_here(env_id, *SHORT, "--total-timesteps", 600, "--learning-starts", 500)
+    assert names["nu"].item() == pytest.approx(nu, abs=0.1) and names["args"].nu_init == nu
+    written = scalars(next(folder.glob("runs/*")))
+    assert {tag.removeprefix("charts/") for tag in written if "/cost_" in tag} == kinds
+    assert all(np.isfinite(value) for series in written.values() for _, value in series)
+
+
 def test_table_1_for_either_spelling(folder, train_here):
     short = (*SHORT, "--total-timesteps", 30)
     assert train_here("benchmark_envs:EggManipulate", *short)["nu"] == 100
