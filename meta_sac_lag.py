@@ -520,7 +520,7 @@ if __name__ == "__main__":
 
     global_step, checkpoint_step, episode, violations_total = 0, None, 0, 0
     recent_violations, recent_successes, metrics = [], [], {}
-    first_not_finite = torch.zeros(13, dtype=torch.int64, device=device)  # for each of `metrics`, the step
+    first_not_finite = torch.zeros(1, dtype=torch.int64, device=device)  # for each of `metrics`, the step
 
     # What a run consists of, for its checkpoints
     parts = dict(
@@ -607,7 +607,7 @@ if __name__ == "__main__":
             else:
                 with torch.no_grad():
                     action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device)[None])[0][0].cpu().numpy()
-                if not np.isfinite(action).all():
+                if not np.isfinite(action).all():  # the contract refuses it too, but cannot name the cause
                     stop_if_not_finite()
 
             global_step += 1
@@ -740,7 +740,7 @@ if __name__ == "__main__":
                         "losses/entropy": -J_h, "values/qr": J_r, "values/qc": J_c,
                     }
                     news = ~torch.stack(list(metrics.values())).isfinite() & (first_not_finite == 0)
-                    first_not_finite += news * global_step  # stays on the device until somebody asks
+                    first_not_finite = first_not_finite + news * global_step  # stays on the device until asked for
                 if global_step % 100 == 0:
                     stop_if_not_finite()
                     log({**metrics, "charts/SPS": (global_step - first_step) / (time.time() - start_time)})
