@@ -1,10 +1,12 @@
-"""What the tests of the script share: running it as its users do, and reading what it wrote."""
+"""What several tests share: running the script as its users do and reading what it wrote; episodes of the tasks."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
@@ -44,3 +46,37 @@ def assert_one_line(result, *words):
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def rollout(env, seed, actions, render=False):
+    """One episode: the first observation, then observation and reward of each step."""
+    steps = [env.reset(seed=seed)[0]]
+    for action in actions:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        steps.append(np.append(obs, reward))
+        if render:
+            env.render()
+        if terminated or truncated:
+            break
+    return steps
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+def random_policy(env_id, episodes):
+    """Uniform actions: the rate of violating episodes, and the median step (from 1) at which these end."""
+    env, rng, first = gym.make(f"benchmark_envs:{env_id}"), np.random.default_rng(0), []
+    for episode in range(episodes):
+        env.reset(seed=episode)
+        done, step = False, 0
+        while not done:
+            action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+            obs, reward, terminated, truncated, info = env.step(action)
+            assert np.isfinite(obs).all() and np.isfinite(reward)
+            done, step = terminated or truncated, step + 1
+        if info["cost"]:
+            first.append(step)
+    env.close()
+    return len(first) / episodes, np.median(first)

@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from helpers import random_policy, rollout, same
 
 import benchmark_envs
 
@@ -17,20 +18,6 @@ def egg():
     env = gym.make("benchmark_envs:EggManipulate", render_mode="rgb_array")
     yield env
     env.close()
-
-
-def rollout(env, seed, actions):
-    steps = [env.reset(seed=seed)[0]]
-    for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
-        steps.append(np.append(obs, reward))
-        if terminated or truncated:
-            break
-    return steps
-
-
-def same(a, b):
-    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m..imum value")  # joint velocities have no bound
@@ -150,28 +137,14 @@ def test_egg_zero_action_is_safe(egg):
         assert truncated
 
 
-def random_policy(episodes):
-    env, rng, first = gym.make("benchmark_envs:EggManipulate"), np.random.default_rng(0), []
-    for episode in range(episodes):
-        env.reset(seed=episode)
-        for step in range(100):
-            obs, _, terminated, _, _ = env.step(rng.uniform(-1, 1, 20).astype(np.float32))
-            assert np.isfinite(obs).all()
-            if terminated:
-                first.append(step)
-                break
-    env.close()
-    return len(first) / episodes, np.median(first)
-
-
 def test_egg_random_policy_violates_sometimes():
-    rate, _ = random_policy(20)
+    rate, _ = random_policy("EggManipulate", 20)
     assert 0.05 <= rate <= 0.6
 
 
 @pytest.mark.slow
 def test_egg_random_policy_violation_rate():
-    rate, median = random_policy(100)
+    rate, median = random_policy("EggManipulate", 100)
     assert 0.15 <= rate <= 0.45 and 25 <= median <= 60
 
 

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from helpers import random_policy, rollout, same
 
 import benchmark_envs
 
@@ -23,20 +24,6 @@ def franka():
     env = gym.make("benchmark_envs:FrankaDrawerClose", render_mode="rgb_array")
     yield env
     env.close()
-
-
-def rollout(env, seed, actions):
-    steps = [env.reset(seed=seed)[0]]
-    for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
-        steps.append(np.append(obs, reward))
-        if terminated or truncated:
-            break
-    return steps
-
-
-def same(a, b):
-    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
 def random_actions(seed, steps=192):
@@ -329,28 +316,15 @@ def test_franka_is_stable_under_wild_actions():
     env.close()
 
 
-def random_policy(episodes):
-    env, rng, first = gym.make("benchmark_envs:FrankaDrawerClose"), np.random.default_rng(0), []
-    for episode in range(episodes):
-        env.reset(seed=episode)
-        for step in range(192):
-            _, _, terminated, _, _ = env.step(rng.uniform(-1, 1, 12).astype(np.float32))
-            if terminated:
-                first.append(step)
-                break
-    env.close()
-    return len(first) / episodes, np.median(first)
-
-
 def test_franka_random_policy_violates_often():
-    rate, _ = random_policy(20)
+    rate, _ = random_policy("FrankaDrawerClose", 20)
     assert 0.45 <= rate <= 0.95
 
 
 @pytest.mark.slow
 def test_franka_random_policy_violation_rate():
     """Base kinematics alone (20,000 episodes) give a rate of 0.73 and a median of 47."""
-    rate, median = random_policy(100)
+    rate, median = random_policy("FrankaDrawerClose", 100)
     print(f"random policy: violation rate {rate:.2f}, median first step {median:.0f}")
     assert 0.65 <= rate <= 0.95 and 30 <= median <= 81
 

@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from helpers import random_policy, rollout, same
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32)
 
@@ -22,22 +23,6 @@ def push():
     env = gym.make("benchmark_envs:PushTopple", render_mode="rgb_array")
     yield env
     env.close()
-
-
-def rollout(env, seed, actions, render=False):
-    steps = [env.reset(seed=seed)[0]]
-    for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
-        steps.append(np.append(obs, reward))
-        if render:
-            env.render()
-        if terminated or truncated:
-            break
-    return steps
-
-
-def same(a, b):
-    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
 def towards(obs, x, y, z, stiffness=0.9):
@@ -303,28 +288,14 @@ def test_push_vectorised():
     envs.close()
 
 
-def random_policy(episodes):
-    env, rng, first = gym.make("benchmark_envs:PushTopple"), np.random.default_rng(0), []
-    for number in range(episodes):
-        env.reset(seed=number)
-        for step in range(1, 51):
-            obs, reward, terminated, _, _ = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
-            assert np.isfinite(obs).all() and np.isfinite(reward)
-            if terminated:
-                first.append(step)
-                break
-    env.close()
-    return len(first) / episodes, np.median(first)
-
-
 def test_push_random_policy_violates_sometimes():
-    rate, _ = random_policy(20)
+    rate, _ = random_policy("PushTopple", 20)
     assert 0.05 <= rate <= 0.6
 
 
 @pytest.mark.slow
 def test_push_random_policy_violation_rate():
-    rate, median = random_policy(100)
+    rate, median = random_policy("PushTopple", 100)
     assert 0.15 <= rate <= 0.40 and 8 <= median <= 25
 
 
