@@ -743,6 +743,18 @@ if __name__ == "__main__":
                     first_not_finite = first_not_finite + news * global_step  # stays on the device until asked for
                 if global_step % 100 == 0:
                     stop_if_not_finite()
+                    # The three terms of dL/dphi; and nu*, where dJ_epsilon/depsilon changes its sign (README)
+                    with torch.no_grad():
+                        g_r, g_h, g_c, v = (
+                            torch.cat([x.flatten() for x in xs]) for xs in (g_r, g_h, g_c, phi_square.values())
+                        )
+                        D_g_c = g_c * (v + 1e-12).rsqrt()
+                        metrics |= {
+                            "gradients/reward": g_r.norm(), "gradients/entropy": alpha * g_h.norm(),
+                            "gradients/safety": nu * g_c.norm(),
+                            "gradients/cosine": F.cosine_similarity(g_r, g_c, dim=0),
+                            "meta/nu_star": (g_r @ D_g_c) / (g_c @ D_g_c).clamp(min=1e-30),
+                        }
                     log({**metrics, "charts/SPS": (global_step - first_step) / (time.time() - start_time)})
 
             # Alg. 1, line 21: a violation ends the episode; so does the environment

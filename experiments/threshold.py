@@ -1,0 +1,209 @@
+"""What epsilon does, with learned critics: the sign of its step, its objective and nu's rate, and what moves alpha.
+
+    python experiments/threshold.py run --jobs 2        # each run of RUNS that has no CSV yet: 15-20 minutes on a core
+    python experiments/threshold.py csv runs/FOLDER     # the CSV of a run made by hand
+    python experiments/threshold.py table               # the README's table, from the CSVs
+    python experiments/threshold.py figure              # images/threshold_*.png, from them (pip install matplotlib)
+
+Each run is the README's training command with the flags below, in a process of its own, then `--evaluate`. A CSV holds,
+for every 1,000 steps, the mean of what was logged in them (violations_total: the last), the evaluation's means, and
+what `alpha_parts` finds at the end.
+"""
+
+import concurrent.futures
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from meta_sac_lag import Actor, TwinCritic
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "threshold"
+SEEDS = (1, 2)
+# Reduced: tau twice the default, so that Q_c forgets its first value, 0.5, within 3 / (tau (1 - gamma_c)) = 30,000.
+PROTOCOL = "--hidden-size 128 --batch-size 128 --tau 0.01 --learning-starts 2000 --total-timesteps 40000 --no-cuda"
+TASKS = {"CarCircle2": ("--reward-scale 20", 100), "HumanoidVelocity": ("", 10)}  # flags, and Table 1's nu_0
+VARIANTS = {  # nu's rate: the default 3e-4, or ("fast") a thousandth of nu_0
+    "ascent": "",
+    "descent": "--epsilon-step descent",
+    "ascent_fast": "--nu-lr {fast}",
+    "descent_fast": "--epsilon-step descent --nu-lr {fast}",
+    "nonlinear_fast": "--epsilon-objective nonlinear --nu-lr {fast}",
+}
+RUNS = [(env_id, variant, seed) for env_id in TASKS for variant in VARIANTS for seed in SEEDS]
+EVERY, EPISODES = 1000, "40"
+
+
+def command(env_id, variant, seed):
+    flags, nu_init = TASKS[env_id]
+    own = VARIANTS[variant].format(fast=f"{1e-3 * nu_init:g}")
+    run_flags = f"--env-id {env_id} --seed {seed} --exp-name {variant}"
+    return f"python meta_sac_lag.py {run_flags} {PROTOCOL} {flags} {own}".split()
+
+
+def alpha_parts(run_dir, batches=60):
+    """What the direct metagradient of alpha, -<grad J_alpha, D g_h>, is made of at a run's last checkpoint.
+
+    {name: (mean, standard deviation)} over batches: of the parts by the layers of the policy (`trunk`, the last layer's
+    rows of the `mean` and of the `log_std`), of their `sum`, of the sum if J_alpha took stochastic actions, and of
+    -alpha <g_h, D g_h>, which is what would be left of that if the policy had come to rest (README).
+    """
+    saved = torch.load(f"{run_dir}/checkpoint.pt", map_location="cpu", weights_only=True)
+    sizes, batch_size = saved["sizes"], saved["args"]["batch_size"]
+    actor = Actor(**sizes)
+    qr, qc = (TwinCritic(*sizes.values(), probability=probability) for probability in (False, True))
+    for name, net in dict(actor=actor, qr=qr, qc=qc).items():
+        net.load_state_dict(saved["parts"][name])
+    nu, alpha = saved["tensors"]["nu"], saved["tensors"]["log_alpha"].exp().item()
+    phi = dict(actor.named_parameters())
+    D = {name: saved["args"]["policy_lr"] * (saved["tensors"][name] + 1e-12).rsqrt() for name in phi}
+    states, initial_states = saved["parts"]["D"]["obs"], saved["parts"]["D_0"]["obs"]
+    found = []
+    torch.manual_seed(0)
+    for _ in range(batches):
+        B, S_0 = (pool[torch.randint(len(pool), (batch_size,))] for pool in (states, initial_states))
+        g_h = torch.autograd.grad(actor(B)[1].mean(), phi.values())
+        sampled, _, deterministic = actor(S_0)
+        (trunk, mean, log_std), with_samples = [0, 0, 0], 0
+        for action in (deterministic, sampled):
+            J_alpha = (qr(S_0, action).amin(0) - nu * qc(S_0, action).amax(0)).mean()
+            gradients = torch.autograd.grad(J_alpha, phi.values(), retain_graph=True)
+            for name, g, h in zip(phi, gradients, g_h):
+                part = -g * D[name] * h
+                if action is sampled:
+                    with_samples += part.sum()
+                elif name.startswith("net.4"):
+                    mean, log_std = mean + part.chunk(2)[0].sum(), log_std + part.chunk(2)[1].sum()
+                else:
+                    trunk = trunk + part.sum()
+        at_rest = -alpha * sum((h * D[name] * h).sum() for name, h in zip(phi, g_h))
+        found.append([float(x) for x in (trunk, mean, log_std, trunk + mean + log_std, with_samples, at_rest)])
+    names = ("trunk", "mean", "log_std", "sum", "sum_if_stochastic", "at_rest")
+    return dict(zip(names, zip(np.mean(found, 0), np.std(found, 0))))
+
+
+def to_csv(run_dir: tyro.conf.Positional[str]):
+    """Writes the CSV of a finished and evaluated run of `command`."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    env_id, variant, seed = re.fullmatch(r"(\w+?)__(\w+)__(\d+)__\d+(?:-\d+)?", Path(run_dir).name).groups()
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    path = RESULTS / f"{env_id}__{variant}__{seed}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        file.write(f"# {shlex.join(command(env_id, variant, int(seed)))}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["suite", "env", "algo", "seed", "step", "metric", "value"])
+        for tag in sorted(events.Tags()["scalars"]):
+            windows = {}
+            for event in events.Scalars(tag):
+                windows.setdefault(-(-event.step // EVERY) * EVERY, []).append(event.value)
+            for step, values in windows.items():
+                value = values[-1] if tag == "charts/violations_total" else np.mean(values)
+                writer.writerow(["threshold", env_id, variant, seed, step, tag, f"{value:.5g}"])
+        for path in Path(run_dir).glob("eval_*.json"):
+            evaluation = json.loads(path.read_text())
+            for key, value in evaluation["mean"].items():
+                writer.writerow(["threshold", env_id, variant, seed, evaluation["step"], f"eval/{key}", f"{value:.5g}"])
+        for key, both in alpha_parts(run_dir).items():
+            for what, value in zip(("mean", "std"), both):
+                tag = f"alpha/{key}_{what}"
+                writer.writerow(["threshold", env_id, variant, seed, evaluation["step"], tag, f"{value:.5g}"])
+
+
+def run(env_id, variant, seed):
+    line = command(env_id, variant, seed)
+    log = RESULTS / f"{env_id}__{variant}__{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    options = dict(cwd=HERE.parent, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with open(log, "w") as file:
+        subprocess.run([sys.executable, *line[1:]], stdout=file, stderr=file, **options)
+        run_dir = re.search(r"logging to (\S+)", log.read_text())[1]
+        evaluate = ["meta_sac_lag.py", "--evaluate", run_dir, "--episodes", EPISODES]
+        subprocess.run([sys.executable, *evaluate], stdout=file, stderr=file, **options)
+    to_csv(HERE.parent / run_dir)
+    log.unlink()
+
+
+def read(env_id, variant, seed):
+    """{tag: (windows, 2) array of step and value}, or None where that run has no CSV."""
+    path = RESULTS / f"{env_id}__{variant}__{seed}.csv"
+    if not path.exists():
+        return None
+    curves = {}
+    with open(path) as file:
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            curves.setdefault(row["metric"], []).append((float(row["step"]), float(row["value"])))
+    return {tag: np.array(points) for tag, points in curves.items()}
+
+
+def figure(env_id, variants, path):
+    import matplotlib.pyplot as plt
+
+    rows = {
+        "meta/epsilon": "ε", "meta/nu": "ν", "values/qc": "E[Q_c]", "charts/violation": "violations per episode",
+        "charts/episodic_return": "return", "meta/alpha": "α",
+    }
+    fig, axes = plt.subplots(len(rows), len(variants), figsize=(2.6 * len(variants), 10), sharex=True, sharey="row")
+    for column, variant in zip(axes.T, variants):
+        column[0].set_title(variant.replace("_", ", "), fontsize=10)
+        for ax, (tag, label) in zip(column, rows.items()):
+            for seed in SEEDS:
+                if curves := read(env_id, variant, seed):
+                    step, value = curves[tag].T
+                    if tag.startswith("charts"):  # means of five windows: an episode is up to 500 steps
+                        value = np.array([value[max(0, i - 4): i + 1].mean() for i in range(len(value))])
+                    ax.plot(step / 1000, value, linewidth=1, label=f"seed {seed}")
+            ax.set_yscale({"meta/nu": "symlog", "meta/alpha": "log"}.get(tag, "linear"))
+            ax.set_ylabel(label if ax in axes[:, 0] else "")
+            ax.grid(alpha=0.3)
+        column[-1].set_xlabel("thousand steps")
+    axes[0, 0].legend(fontsize=8)
+    fig.tight_layout()
+    fig.savefig(path, dpi=80)
+
+
+
+
+def last(curves, tag, steps=10_000):
+    step, value = curves[tag].T
+    return value[step > step.max() - steps]
+
+
+def table():
+    """The README's table: training's last 10,000 steps, and the deterministic policy at the end."""
+    columns = {
+        "violation rate": "charts/violation", "return": "charts/episodic_return", "ε": "meta/epsilon", "ν": "meta/nu",
+        "ν*": "meta/nu_star", "E[Q_c]": "values/qc", "α": "meta/alpha", "evaluated: violation rate": "eval/violation",
+        "evaluated: return": "eval/episodic_return",
+    }
+    print(f"| task | variant | seed | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 3)}")
+    for env_id, variant, seed in RUNS:
+        if curves := read(env_id, variant, seed):
+            ends = [last(curves, tag) for tag in columns.values()]
+            means = [np.median(x) if tag == "meta/nu_star" else x.mean() for tag, x in zip(columns.values(), ends)]
+            print(f"| {env_id} | {variant} | {seed} | {' | '.join(f'{x:.3g}' for x in means)} |")
+
+
+if __name__ == "__main__":
+    def run_all(jobs: int = 2):
+        missing = [one for one in RUNS if read(*one) is None]
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda one: run(*one), missing))
+
+    def figures():
+        for env_id in TASKS:
+            figure(env_id, list(VARIANTS), HERE / "images" / f"threshold_{env_id}.png")
+
+    tyro.extras.subcommand_cli_from_dict({"run": run_all, "csv": to_csv, "table": table, "figure": figures})
