@@ -38,6 +38,8 @@ VARIANTS = {  # nu's rate: the default 3e-4, or ("fast") a thousandth of nu_0
     "descent": "--epsilon-step descent",
     "ascent_fast": "--nu-lr {fast}",
     "descent_fast": "--epsilon-step descent --nu-lr {fast}",
+    "ascent_alpha": "--alpha-init 0.1",
+    "descent_alpha": "--epsilon-step descent --alpha-init 0.1",
     "nonlinear_fast": "--epsilon-objective nonlinear --nu-lr {fast}",
 }
 RUNS = [(env_id, variant, seed) for env_id in TASKS for variant in VARIANTS for seed in SEEDS]
