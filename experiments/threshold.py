@@ -206,6 +206,8 @@ if __name__ == "__main__":
 
     def figures():
         for env_id in TASKS:
-            figure(env_id, list(VARIANTS), HERE / "images" / f"threshold_{env_id}.png")
+            for name, variants in dict(sign=list(VARIANTS)[:4], more=list(VARIANTS)[4:]).items():
+                if any(read(env_id, variant, seed) for variant in variants for seed in SEEDS):
+                    figure(env_id, variants, HERE / "images" / f"threshold_{env_id}_{name}.png")
 
     tyro.extras.subcommand_cli_from_dict({"run": run_all, "csv": to_csv, "table": table, "figure": figures})
