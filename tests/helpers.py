@@ -25,10 +25,10 @@ def run(folder, *flags, script=SCRIPT, **environment):
     )
 
 
-def train(folder, *flags, **environment):
+def train(folder, *flags, script=SCRIPT, **environment):
     """Runs the script to its end and returns the new run folder."""
     before = set(folder.glob("runs/*"))
-    result = run(folder, *flags, **environment)
+    result = run(folder, *flags, script=script, **environment)
     assert result.returncode == 0, result.stderr
     (run_dir,) = set(folder.glob("runs/*")) - before
     return run_dir

@@ -87,6 +87,14 @@ class SequenceEnv(DictEnv):
         self.observation_space = gym.spaces.Sequence(self.env.observation_space)
 
 
+class Free(gym.Wrapper):
+    """Any environment without a constraint."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, {**info, "cost": 0.0}
+
+
 gym.register("MyEnv-v0", entry_point=MyEnv)
 gym.register("NoCost-v0", entry_point=MyEnv, kwargs={"cost": "none"})
 gym.register("TextCost-v0", entry_point=MyEnv, kwargs={"cost": "much"})
@@ -106,3 +114,4 @@ gym.register("Nan-reward-v0", entry_point=lambda: Broken("reward", np.nan, 230))
 gym.register("Inf-reward-v0", entry_point=lambda: Broken("reward", -np.inf, 230))
 gym.register("Float64-reward-v0", entry_point=lambda: Broken("reward", 1e39, 230))
 gym.register("Huge-reward-v0", entry_point=lambda: Broken("reward", 1e30, 230))
+gym.register("FreePendulum-v0", entry_point=lambda **kwargs: Free(gym.make("Pendulum-v1", **kwargs)))

@@ -58,14 +58,14 @@ def wait_for(condition, seconds=120):
         time.sleep(0.01)
 
 
-def check_killed(folder, flags, moments):
+def check_killed(folder, flags, moments, script=SCRIPT):
     """Kills a run at each of the moments and resumes it after each; it must end as one that was left alone.
 
     A checkpoint calls `replace` three times: for the policy, for the checkpoint before, for itself. A kill at the last
     leaves no checkpoint.pt, only the one before.
     """
-    reference = train(folder, *flags)
-    process, run_dir = start(folder, SCRIPT, *flags)
+    reference = train(folder, *flags, script=script)
+    process, run_dir = start(folder, script, *flags)
     checkpoint = run_dir / "checkpoint.pt"
     wait_for(checkpoint.exists)
     time.sleep(0.5)
@@ -75,14 +75,14 @@ def check_killed(folder, flags, moments):
     for moment in moments:
         steps.append(load(run_dir, "checkpoint.pt" if checkpoint.exists() else "checkpoint.prev.pt")["step"])
         if isinstance(moment, float):  # seconds after the start
-            process, _ = start(folder, SCRIPT, *resume)
+            process, _ = start(folder, script, *resume)
             time.sleep(moment)
             process.kill()
         else:
-            process, _ = start(folder, KILL_AT, *moment, "SIGKILL", SCRIPT, *resume)
+            process, _ = start(folder, KILL_AT, *moment, "SIGKILL", script, *resume)
         process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0)
-    result = run(folder, *resume)
+    result = run(folder, *resume, script=script)
     assert result.returncode == 0, result.stderr
     print("resumed from steps", steps)
     assert len(set(steps)) > 1

@@ -1,0 +1,787 @@
+# The three baselines of Meta SAC-Lag: SACv2-Lag, RCPO-SACv2 and RCPO-MetaSAC, line for line beside meta_sac_lag.py.
+# Honari, Ghafarian Tamizi, Soufi Enayati and Najjaran (2024), arXiv:2408.07962, Section 5.2.
+#
+#   python sac_lag_baselines.py --algo sacv2-lag --env-id EggManipulate --seed 1
+#   tensorboard --logdir runs
+#   python sac_lag_baselines.py --resume runs/FOLDER
+#   python sac_lag_baselines.py --evaluate runs/FOLDER --capture-video
+#
+# The loop at the bottom is the paper's Algorithm 1 with a fixed threshold epsilon, so without lines 17 and 18. What the
+# paper leaves open is decided in README.md, "Paper / ours / why". The environment contract: Gymnasium's five-tuple, and
+# info["cost"] at every step (a violation is cost > 0).
+import atexit
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shlex
+import signal
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from torch.func import functional_call
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# id after --env-id -> the module that registers it, epsilon, and nu's initial value in SACv2-Lag and in RCPO (Table 1)
+ENVIRONMENTS = {
+    "HumanoidVelocity": ("benchmark_envs", 0.4, 10.0, 10.0),
+    "FrankaDrawerClose": ("benchmark_envs", 0.6, 10.0, 10.0),
+    "CarCircle2": ("benchmark_envs", 0.5, 100.0, 1.0),
+    "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0),
+    "EggManipulate": ("benchmark_envs", 0.5, 100.0, 1.0),
+}
+OTHER = ("", 0.5, 10.0, 10.0)  # for any other environment: ours, untuned
+FORMAT = "sac_lag_baselines 1"  # of the files that `save` writes; another number where an old file would be misread
+
+
+@dataclass
+class Args:
+    algo: Literal["sacv2-lag", "rcpo-sacv2", "rcpo-metasac"] = "sacv2-lag"  # the algorithm
+    exp_name: str | None = None  # the name of this experiment, part of the run folder's name; None: the algorithm
+    env_id: str = "EggManipulate"  # a task of this project, any id that Gymnasium knows, or my_module:MyEnv-v0
+    seed: int = 1  # seed of the environment's episodes, the networks, the exploration and the batches
+    torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
+    cuda: bool = True  # whether to train on the GPU where there is one
+    track: bool = False  # whether to log to Weights & Biases too (pip install wandb)
+    wandb_project_name: str = "meta-sac-lag"  # the Weights & Biases project
+    wandb_entity: str | None = None  # the Weights & Biases entity (team)
+    capture_video: bool = False  # whether to record videos, of some training episodes and of every evaluation
+    checkpoint_every: int = 10_000  # steps between two checkpoints, written at the next episode end; 0: only at the end
+    resume: str | None = None  # a run folder: goes on from its last checkpoint, with its arguments
+    evaluate: str | None = None  # a run folder (its last policy) or a policy_*.pt: no training, a table and a JSON file
+    episodes: int = 10  # episodes of an evaluation
+    eval_every: int = 0  # steps between two evaluations while training, at the next episode end; 0: none
+
+    # Algorithm specific arguments
+    total_timesteps: int = 1_000_000  # environment steps of the run
+    learning_starts: int = 5000  # steps with uniformly random actions before the first update
+    buffer_size: int = 1_000_000  # capacity of the replay buffers D and D_s
+    batch_size: int = 256  # transitions in each of B, B' and the safety critic's batch, and initial states in alpha's
+    hidden_size: int = 256  # units in each of the two hidden layers of every network
+    gamma_r: float = 0.99  # discount factor of the reward critic
+    gamma_c: float = 0.99  # discount factor of the safety critic
+    tau: float = 0.005  # Polyak rate of the target critics
+    policy_lr: float = 3e-4  # beta_phi, the policy's learning rate (RMSProp)
+    q_lr: float = 1e-3  # learning rate of both critics (Adam)
+    rmsprop_decay: float = 0.99  # decay of RMSProp's running mean of squared gradients
+    reward_scale: float = 1.0  # factor on the rewards that the critic learns from; logged returns are unscaled
+    nu_init: float | None = None  # initial Lagrange multiplier; None: Table 1's, 10 for other environments
+    nu_lr: float = 3e-4  # beta_nu (RMSProp)
+    epsilon_init: float | None = None  # the fixed safety threshold; None: Table 1's, 0.5 for other environments
+    alpha_init: float = 1.0  # initial exploration temperature
+    alpha_lr: float = 3e-4  # beta_alpha (Adam on log alpha)
+    store_violations_in_d: bool = True  # whether D keeps violations too (Appendix B); off: Alg. 1's printed else
+    initial_states: int = 256  # resets made before training to fill D_0
+
+
+class Actor(nn.Module):
+    """pi_phi: a Gaussian squashed by tanh. Actions lie in [-1, 1]; they are scaled to the environment's box outside."""
+
+    def __init__(self, obs_dim, action_dim, hidden_size):
+        super().__init__()
+        self.net = mlp(obs_dim, hidden_size, 2 * action_dim)
+
+    def forward(self, obs):
+        """obs (batch, obs_dim) -> a ~ pi (batch, action_dim), log pi(a|s) (batch,), pi_det (batch, action_dim)"""
+        mean, log_std = self.net(obs).chunk(2, dim=-1)
+        log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2], as in CleanRL
+        noise = torch.randn_like(mean)
+        u = mean + log_std.exp() * noise
+        log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        log_dtanh = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
+        return torch.tanh(u), (log_normal - log_dtanh).sum(-1), torch.tanh(mean)
+
+
+class TwinCritic(nn.Module):
+    """Two Q networks. Q_c ends in a sigmoid: it is the probability of a violation to come (Section 3.1)."""
+
+    def __init__(self, obs_dim, action_dim, hidden_size, probability):
+        super().__init__()
+        self.twins = nn.ModuleList(mlp(obs_dim + action_dim, hidden_size, 1) for _ in range(2))
+        self.probability = probability
+
+    def forward(self, obs, action):
+        """obs (batch, obs_dim), action (batch, action_dim) in [-1, 1] -> both values (2, batch)"""
+        x = torch.cat([obs, action], dim=-1)
+        q = torch.stack([net(x).squeeze(-1) for net in self.twins])
+        return q.sigmoid() if self.probability else q
+
+
+def mlp(inputs, hidden_size, outputs):
+    return nn.Sequential(
+        nn.Linear(inputs, hidden_size),
+        nn.ReLU(),
+        nn.Linear(hidden_size, hidden_size),
+        nn.ReLU(),
+        nn.Linear(hidden_size, outputs),
+    )
+
+
+class ReplayBuffer:
+    """A ring of float32 rows, one array per named field. The arrays take memory only as they fill."""
+
+    def __init__(self, capacity, rng, device, **shapes):
+        self.rows = {field: np.zeros((capacity, *shape), np.float32) for field, shape in shapes.items()}
+        self.capacity, self.rng, self.device, self.added = capacity, rng, device, 0
+
+    def __len__(self):
+        return min(self.added, self.capacity)
+
+    def add(self, **row):
+        for field, value in row.items():
+            self.rows[field][self.added % self.capacity] = value
+        self.added += 1
+
+    def sample(self, batch_size, *others):
+        """Rows drawn uniformly, with replacement, from this buffer and the others put together, as tensors."""
+        pool = (self, *others)
+        index = self.rng.integers(sum(len(buffer) for buffer in pool), size=batch_size)
+        batch = {field: [] for field in self.rows}
+        for buffer in pool:
+            own = index[(index >= 0) & (index < len(buffer))]
+            index = index - len(buffer)
+            for field, parts in batch.items():
+                parts.append(buffer.rows[field][own])
+        return SimpleNamespace(**{f: torch.as_tensor(np.concatenate(p), device=self.device) for f, p in batch.items()})
+
+    def state_dict(self):
+        return {"added": self.added, **{f: torch.from_numpy(rows[: len(self)]) for f, rows in self.rows.items()}}
+
+    def load_state_dict(self, state):
+        self.added = state["added"]
+        for field, rows in self.rows.items():
+            rows[: len(self)] = state[field].numpy()
+
+
+def rmsprop(theta, gradient, square_avg, learning_rate, decay, constant):
+    """One step of RMSProp *up* the gradient, theta' = theta + beta g / sqrt(v' + constant), and v'.
+
+    A pure function of tensors of one shape, so theta' can be differentiated with respect to whatever the gradient
+    depends on: this is how RCPO-MetaSAC's metagradient passes through phi' (Appendix B). The constant stands inside
+    the root because the derivative of the root at 0 is infinite, and a dead ReLU's gradient is exactly 0.
+    """
+    square_avg = decay * square_avg + (1 - decay) * gradient.square()
+    return theta + learning_rate * gradient / (square_avg + constant).sqrt(), square_avg
+
+
+def episode_seed(seed, k, stream=0):
+    """The seed of training episode k (the resets that fill D_0 come first); stream=1: of evaluation episode k."""
+    return int(np.random.SeedSequence([seed, k, stream]).generate_state(1)[0])
+
+
+# ---- From here to the main program: the environment's contract, evaluation and files; nothing of the method ----
+
+
+def fail(message):
+    tqdm.write(f"error: {message}", file=sys.stderr)  # print would tear the progress bar
+    sys.exit(1)
+
+
+class Contract(gym.Wrapper):
+    """The environment contract, kept and checked at every step. What breaks it ends the program with one line.
+
+    Actions arrive in [-1, 1] and are scaled to the environment's box only here. A violation terminates (constraints are
+    hard, Section 5.1). An episode follows from its seed alone, so that no environment's generator has a history. Its
+    last info has its statistics in info["episode"], unless the machine failed.
+    """
+
+    def __init__(self, env, env_id):
+        super().__init__(env)
+        self.env_id, self.box, self.noted = env_id, env.action_space, False
+        self.action_space = gym.spaces.Box(-1, 1, self.box.shape, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        random.seed(seed)  # this and the next for environments that use the global generators
+        np.random.seed(seed)
+        obs, info = self.env.reset(seed=seed, options=options)
+        self.check_finite(observation=obs)
+        self.statistics = {"episodic_return": 0.0, "episodic_length": 0}
+        self.effort = {"acceleration": [], "jerk": []}
+        return obs, info
+
+    def step(self, action):
+        """action (action_dim,) in [-1, 1] -> Gymnasium's five, info["cost"] being 0.0 or 1.0"""
+        self.check_finite(action=action)
+        low, high = self.box.low, self.box.high
+        action = np.clip(low + (action + 1) / 2 * (high - low), low, high)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if info.get("infra_failure", False):  # a lost robot link is neither the policy's doing nor its data
+            return obs, reward, terminated, True, {**info, "cost": 0.0}
+        try:
+            cost = float(info["cost"])
+        except (KeyError, TypeError, ValueError):
+            cost = math.nan
+        if math.isnan(cost):
+            given = info.get("cost", "nothing")
+            fail(f'{self.env_id} must give info["cost"], a number, at every step, but gave {given}')
+        self.check_finite(observation=obs, reward=reward)
+        info = {**info, "cost": float(cost > 0)}
+        if cost > 0 and not terminated and not self.noted:
+            tqdm.write(f"note: {self.env_id} did not terminate on a violation; its episodes end there all the same")
+            self.noted = True
+        terminated = bool(terminated or cost > 0)
+
+        self.statistics["episodic_return"] += float(reward)
+        self.statistics["episodic_length"] += 1
+        for key, values in self.effort.items():
+            values.extend([float(info[key])] if key in info else [])
+        if terminated or truncated:
+            self.statistics["violation"] = info["cost"]
+            self.statistics |= {key: float(info[key] > 0) for key in info if key.startswith("cost_")}
+            if "is_success" in info:  # at the last step, and no step violated
+                self.statistics["success"] = float(info["is_success"]) * (1 - info["cost"])
+            self.statistics |= {key: float(np.mean(values)) for key, values in self.effort.items() if values}
+            info["episode"] = self.statistics
+        return obs, reward, terminated, truncated, info
+
+    def check_finite(self, **given):
+        for name, numbers in given.items():
+            if not (np.abs(numbers) < 3.4e38).all():  # float32's range, and not NaN
+                fail(f"in {self.env_id} the {name} is not finite: {np.asarray(numbers).tolist()}")
+
+
+def make_env(env_id, render):
+    """gym.make, a flat observation and the contract; an unusable id ends the program with one line."""
+    module, *_ = ENVIRONMENTS.get(env_id, OTHER)
+    try:
+        prefix, colon, _ = env_id.rpartition(":")
+        if colon and not all(part.isidentifier() for part in prefix.split(".")):
+            raise gym.error.Error(f"{prefix!r} cannot be a module's name")
+        full_id = f"{module}:{env_id}" if module else env_id
+        env = gym.make(full_id)
+        if render:
+            env.close()
+            if "rgb_array" not in env.metadata.get("render_modes", []):
+                raise gym.error.Error("it has no render mode rgb_array for --capture-video")
+            env = gym.make(full_id, render_mode="rgb_array")
+    except (gym.error.Error, ImportError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        known = f"Known: {', '.join(ENVIRONMENTS)}; besides, every id of Gymnasium, and my_module:MyEnv-v0"
+        fail(f"cannot make --env-id {env_id}: {reason}. {known}")
+    box = env.action_space
+    if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not np.isfinite([box.low, box.high]).all():
+        fail(f"actions must be a bounded, one-dimensional Box (continuous), but {env_id} has {box}")
+    if not env.observation_space.is_np_flattenable:
+        fail(f"observations must fit a flat vector, but {env_id} has {env.observation_space}")
+    return Contract(gym.wrappers.FlattenObservation(env), env_id)
+
+
+def check_fit(saved, path, env, hidden_size):
+    """Ends the program with one line if a policy was made for other sizes or another box of actions."""
+    here = dict(obs_dim=env.observation_space.shape[0], action_dim=len(env.box.low), hidden_size=hidden_size)
+    here.update(action_low=env.box.low.tolist(), action_high=env.box.high.tolist())
+    there = {**saved["sizes"], "action_low": saved["action_low"].tolist(), "action_high": saved["action_high"].tolist()}
+    for name in here:
+        if here[name] != there[name]:
+            fail(f"{path} was made with {name} {there[name]}, but here it is {here[name]}")
+
+
+def load_states(parts, states, path):
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+    except (RuntimeError, KeyError) as error:
+        fail(f"{path} does not fit this script: {' '.join(str(error).split())}")
+
+
+def evaluate(policy, folder, seed, episodes, device, video):
+    """Whole episodes of pi_det, on an environment of their own -> {metric: one number per episode}.
+
+    Writes them to eval_{step}.json, with mean and standard deviation. The training's generators are not touched.
+    """
+    results, name = {}, f"eval_{policy['step']}"
+    env = make_env(policy["env_id"], video)
+    check_fit(policy, folder, env, policy["sizes"]["hidden_size"])
+    if video:
+        env = gym.wrappers.RecordVideo(env, f"{folder}/videos", lambda _: True, name_prefix=name, disable_logger=True)
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        actor = Actor(**policy["sizes"]).to(device)
+        load_states({"actor": actor}, policy, folder)
+        for k in range(episodes):
+            (obs, _), done = env.reset(seed=episode_seed(seed, k, stream=1)), False
+            while not done:
+                action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device)[None])[2][0].cpu().numpy()
+                obs, _, terminated, truncated, info = env.step(action)
+                done = terminated or truncated
+            for key, value in info.get("episode", {}).items():
+                results.setdefault(key, []).append(value)
+    env.close()
+    mean, std = ({key: float(f(values)) for key, values in results.items()} for f in (np.mean, np.std))
+    facts = dict(env_id=policy["env_id"], step=policy["step"], seed=seed)
+    try:
+        with open(f"{folder}/{name}.json", "w") as file:
+            json.dump(facts | dict(mean=mean, std=std, episodes=results), file, indent=1)
+    except OSError as error:
+        tqdm.write(f"warning: cannot write {folder}/{name}.json: {error.strerror}", file=sys.stderr)
+    return results
+
+
+def save(state, path, previous=None):
+    """A file that is found under path or previous is whole, whatever happens meanwhile. May raise OSError."""
+    try:
+        with open(path + ".tmp", "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and os.path.exists(path):
+            os.replace(path, previous)
+        os.replace(path + ".tmp", path)
+    except BaseException as error:
+        if os.path.isfile(path + ".tmp"):
+            os.remove(path + ".tmp")
+        # torch.save hides what went wrong, be it a full disk or a signal's SystemExit
+        while error.__context__ and not isinstance(error, (OSError, SystemExit)):
+            error = error.__context__
+        raise error from None
+
+
+def load(path, fallback=None):
+    """What `save` wrote, on the CPU; no code in it can run. A damaged file is put aside where there is a fallback."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # torch.load compares no checksums
+                raise ValueError(f"{damaged} is damaged")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch have a dozen for this
+        problem = f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).partition(chr(10))[0]}"
+        if not fallback or not os.path.exists(fallback) or isinstance(error, (PermissionError, MemoryError)):
+            fail(problem)
+        print(f"note: {problem}; going back to {fallback}")
+        if os.path.exists(path):  # or the next checkpoint would push the good one out
+            os.replace(path, path + ".damaged")
+        return load(fallback)
+    found = saved.get("format") if isinstance(saved, dict) else None
+    if found != FORMAT:
+        fail(f"{path} has the format {found!r}, but this script reads {FORMAT!r}")
+    return saved
+
+
+def lock(run_dir):
+    """Two processes in one folder would ruin each other's checkpoints. The lock ends with the process."""
+    if not os.access(run_dir, os.W_OK):
+        fail(f"cannot write to the folder {run_dir}")
+    try:
+        import fcntl
+
+        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another process is training in {run_dir}")
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+
+
+def interrupt(signum, _):
+    signal.signal(signum, signal.SIG_DFL)  # a second one ends the program at once
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
+    args, checkpoint = tyro.cli(Args), None
+    if args.resume is not None and args.evaluate is not None:
+        fail("--resume goes on with the training and --evaluate does not train: give one of them")
+    if args.resume is not None:
+        run_dir = args.resume.rstrip("/")
+        if not os.path.isdir(run_dir):
+            fail(f"there is no run folder {run_dir!r}")
+        lock(run_dir)
+        checkpoint = load(f"{run_dir}/checkpoint.pt", fallback=f"{run_dir}/checkpoint.prev.pt")
+        args = tyro.cli(Args, default=Args(**{**checkpoint["args"], "resume": None}))
+        if args.total_timesteps <= checkpoint["step"]:
+            fail(f"{run_dir} has {checkpoint['step']} steps; a larger --total-timesteps takes it further")
+        may_change = {"total_timesteps", "checkpoint_every", "eval_every", "episodes", "hidden_size", "resume"}
+        for name in checkpoint["args"].keys() - may_change:
+            if getattr(args, name) != checkpoint["args"][name]:
+                flag = f"--{name.replace('_', '-')}"
+                print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
+                setattr(args, name, checkpoint["args"][name])
+    args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
+    module, table_epsilon, table_nu_lag, table_nu_rcpo = ENVIRONMENTS.get(args.env_id, OTHER)
+    table_nu_init = table_nu_lag if args.algo == "sacv2-lag" else table_nu_rcpo
+    args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
+    args.epsilon_init = table_epsilon if args.epsilon_init is None else args.epsilon_init
+    args.exp_name = args.algo if args.exp_name is None else args.exp_name
+    for rule, holds, names in (
+        ("at least 1", lambda x: x >= 1, "total_timesteps buffer_size batch_size hidden_size initial_states episodes"),
+        ("at least 0", lambda x: x >= 0, "learning_starts checkpoint_every eval_every"),
+        ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
+        ("finite and at least 0", lambda x: 0 <= x < np.inf, "policy_lr q_lr nu_lr alpha_lr nu_init"),
+        ("finite and above 0", lambda x: 0 < x < np.inf, "reward_scale"),
+        ("in [0, 1)", lambda x: 0 <= x < 1, "gamma_r gamma_c rmsprop_decay"),
+        ("in [0, 1]", lambda x: 0 <= x <= 1, "epsilon_init"),
+        ("in (0, 1]", lambda x: 0 < x <= 1, "alpha_init tau"),
+    ):
+        for name in names.split():
+            if not holds(getattr(args, name)):
+                fail(f"--{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
+
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    sys.path.append(os.getcwd())  # `--env-id my_module:MyEnv-v0` finds my_module.py in the current folder
+
+    if args.evaluate is not None:
+        path = args.evaluate
+        if os.path.isdir(path):
+            steps = [int(match[1]) for name in os.listdir(path) if (match := re.fullmatch(r"policy_(\d+)\.pt", name))]
+            if not steps:
+                fail(f"there is no policy_*.pt in {path}")
+            path = os.path.join(path, f"policy_{max(steps)}.pt")
+        policy, folder = load(path), os.path.dirname(path) or "."
+        results = evaluate(policy, folder, args.seed, args.episodes, device, args.capture_video)
+        done = len(results.get("violation", []))  # fewer where the machine failed
+        print(f"{path} on {policy['env_id']}: {done} episodes, deterministic policy, seed {args.seed}")
+        print(f"{'':20}{'mean':>12}{'std':>12}")
+        for key, values in results.items():
+            print(f"{key:20}{np.mean(values):12.3f}{np.std(values):12.3f}")
+        sys.exit()
+
+    if args.learning_starts >= args.total_timesteps:
+        print("note: no update will be made, --learning-starts is not below --total-timesteps")
+
+    # The environment comes before the run folder, so that an unusable id leaves none behind.
+    env = make_env(args.env_id, args.capture_video)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    if checkpoint:
+        check_fit(checkpoint, run_dir, env, args.hidden_size)
+    sizes = dict(obs_dim=obs_dim, action_dim=action_dim, hidden_size=args.hidden_size)
+    action_low, action_high = torch.as_tensor(env.box.low), torch.as_tensor(env.box.high)
+
+    if args.track:
+        try:
+            import wandb
+        except ImportError:
+            fail("--track needs Weights & Biases: pip install wandb")
+
+    if not checkpoint:  # the run folder, never one that exists
+        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        base = run_dir = os.path.join("runs", run_name.replace(":", "_").replace("/", "_"))
+        for attempt in itertools.count(2):
+            try:
+                os.makedirs(run_dir)
+                break
+            except FileExistsError:
+                run_dir = f"{base}-{attempt}"
+            except OSError as error:
+                fail(f"cannot make the run folder {run_dir}: {error.strerror}")
+        lock(run_dir)
+    if args.track:
+        wandb.init(
+            project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir),
+            config=vars(args), sync_tensorboard=True, save_code=True, id=os.path.basename(run_dir), resume="allow",
+        )
+    if checkpoint:  # what was logged after the checkpoint will be logged again
+        writer = SummaryWriter(run_dir, purge_step=checkpoint["step"] + 1)
+    else:
+        writer = SummaryWriter(run_dir)
+        table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    why = " (CUDA is not available)" if args.cuda and device.type == "cpu" else ""
+    print(f"{args.env_id}: observation {obs_dim}, action {action_dim}. Training on {device}{why}, logging to {run_dir}")
+
+    # Require: the policy phi, the critics omega_r and omega_c, the Lagrange multiplier nu, epsilon and alpha. In RCPO
+    # qr is the critic of Q_hat = Q_r - nu Q_c.
+    actor = Actor(obs_dim, action_dim, args.hidden_size).to(device)
+    phi = dict(actor.named_parameters())
+    qr, qr_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=False).to(device) for _ in range(2))
+    qc, qc_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=True).to(device) for _ in range(2))
+    qr_target.load_state_dict(qr.state_dict())
+    qc_target.load_state_dict(qc.state_dict())
+    qr_optimizer = torch.optim.Adam(qr.parameters(), lr=args.q_lr)
+    qc_optimizer = torch.optim.Adam(qc.parameters(), lr=args.q_lr)
+    nu = torch.tensor(args.nu_init, device=device)
+    epsilon = torch.tensor(args.epsilon_init, device=device)
+    log_alpha = torch.tensor(math.log(args.alpha_init), device=device, requires_grad=True)
+    alpha_optimizer = torch.optim.Adam([log_alpha], lr=args.alpha_lr)
+    # RMSProp's running means of squared gradients
+    nu_square = torch.zeros_like(nu)
+    phi_square = {name: torch.zeros_like(parameter) for name, parameter in phi.items()}
+
+    # Alg. 1, line 1: the buffers. D_s keeps the reward too, though only the safety critic reads it.
+    fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
+    capacity = min(args.buffer_size, args.total_timesteps)
+    D, D_s = (ReplayBuffer(capacity, rng, device, **fields) for _ in range(2))
+    D_0 = ReplayBuffer(max(10_000, args.initial_states), rng, device, obs=(obs_dim,))
+
+    global_step, checkpoint_step, episode, violations_total = 0, None, 0, 0
+    recent_violations, recent_successes, metrics = [], [], {}
+    first_not_finite = torch.zeros(1, dtype=torch.int64, device=device)  # for each of `metrics`, the step
+
+    # What a run consists of, for its checkpoints
+    parts = dict(
+        actor=actor, qr=qr, qc=qc, qr_target=qr_target, qc_target=qc_target, qr_optimizer=qr_optimizer,
+        qc_optimizer=qc_optimizer, alpha_optimizer=alpha_optimizer, D=D, D_s=D_s, D_0=D_0,
+    )
+
+    def tensors():
+        squares = dict(nu_square=nu_square, **phi_square)
+        return dict(nu=nu, log_alpha=log_alpha) | squares
+
+    if checkpoint:
+        load_states(parts, checkpoint["parts"], run_dir)
+        with torch.no_grad():
+            for name, tensor in tensors().items():
+                tensor.copy_(checkpoint["tensors"][name])
+        global_step, episode, violations_total, recent_violations, recent_successes = checkpoint["counters"]
+        rng.bit_generator.state, torch_rng, cuda_rng = checkpoint["generators"]
+        torch.set_rng_state(torch_rng)
+        if device.type == "cuda" and cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng, device)
+        torch.set_num_threads(checkpoint["threads"])  # with another number sums round differently
+        checkpoint, checkpoint_step = None, global_step
+
+    def log(metrics, flush=False):
+        # A full disk ends TensorBoard's writer for good, but not the training: the next flush opens another.
+        global writer
+        try:
+            if flush and writer is None:
+                writer = SummaryWriter(run_dir)
+            for tag, value in metrics.items() if writer else ():
+                writer.add_scalar(tag, value, global_step)
+            if flush:
+                writer.flush()
+        except OSError as error:
+            writer = None
+            bar.write(f"warning: cannot log to {run_dir} ({error.strerror}); the training goes on", file=sys.stderr)
+
+    def stop_if_not_finite():
+        bad = {tag: step for tag, step in zip(metrics, first_not_finite.tolist()) if step}
+        if bad:
+            first = min(bad.values())
+            fail(f"not finite at step {first}: {', '.join(tag for tag in bad if bad[tag] == first)}")
+
+    # However the program ends from here on, it says how the run can go on.
+    def farewell():
+        bar.close()
+        if checkpoint_step is None:
+            print(f"stopped at step {global_step}; the first checkpoint was not reached", file=sys.stderr)
+        elif checkpoint_step < args.total_timesteps:
+            command = shlex.join(["python", sys.argv[0], "--resume", run_dir])
+            print(
+                f"stopped at step {global_step}; the last good checkpoint in {run_dir} is of step {checkpoint_step}. "
+                f"To go on from it, {global_step - checkpoint_step} steps again: {command}", file=sys.stderr,
+            )
+        log({}, flush=True)
+        env.close()
+
+    bar_every = 0.5 if sys.stderr.isatty() else 30
+    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", mininterval=bar_every)
+    atexit.register(farewell)
+
+    # Alg. 1, line 2: D_0 approximates rho_0; each episode adds its first state to these.
+    while episode < args.initial_states:
+        obs, _ = env.reset(seed=episode_seed(args.seed, episode))
+        episode += 1
+        D_0.add(obs=obs)
+    if args.capture_video:
+        env = gym.wrappers.RecordVideo(env, os.path.join(run_dir, "videos"), name_prefix="train", disable_logger=True)
+
+    first_step, start_time = global_step, time.time()
+    while global_step < args.total_timesteps:  # Alg. 1, line 3
+        if args.capture_video:
+            # The same names and choice of episodes after a resume. Gymnasium 1.x counts before it names.
+            env.episode_id = episode - args.initial_states - (gym.__version__ >= "1")
+        obs, _ = env.reset(seed=episode_seed(args.seed, episode))  # Alg. 1, line 4
+        episode += 1
+        D_0.add(obs=obs)
+        episode_start, done = global_step, False
+        while not done and global_step < args.total_timesteps:  # Alg. 1, line 5
+            # Alg. 1, line 6: a_t ~ pi_phi; uniform before learning starts
+            if global_step < args.learning_starts:
+                action = rng.uniform(-1, 1, action_dim).astype(np.float32)
+            else:
+                with torch.no_grad():
+                    action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device)[None])[0][0].cpu().numpy()
+                if not np.isfinite(action).all():  # the contract refuses it too, but cannot name the cause
+                    stop_if_not_finite()
+
+            global_step += 1
+            bar.update()
+            next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 7
+            if info.get("infra_failure", False):  # stored nowhere, and no statistic
+                break
+            cost, done = info["cost"], terminated or truncated
+
+            # Alg. 1, lines 8-11: D stores all transitions and D_s those that violate (Appendix B). The printed `else`
+            # keeps violations out of D, so that the reward critic never sees the end that they are.
+            row = dict(obs=obs, action=action, reward=reward, cost=cost, next_obs=next_obs, terminated=terminated)
+            if cost:
+                D_s.add(**row)
+            if not cost or args.store_violations_in_d:
+                D.add(**row)
+            obs = next_obs
+
+            if global_step > args.learning_starts and len(D) > 0:
+                # >>> Algorithm 1, lines 12 to 20
+                # Alg. 1, line 12 (Eqs. 2, 4): train omega_c on D u D_s. D keeps violations too, so they count twice.
+                # The transition's cost stands for Eq. 2's c(s). A violation ends the future: targets stay in [0, 1].
+                B_c = D.sample(args.batch_size, D_s)
+                with torch.no_grad():
+                    next_action, _, _ = actor(B_c.next_obs)
+                    next_qc = qc_target(B_c.next_obs, next_action).amax(0)
+                    target_c = B_c.cost + (1 - B_c.cost) * (1 - B_c.terminated) * args.gamma_c * next_qc
+                loss_qc = 0.5 * (qc(B_c.obs, B_c.action) - target_c).square().mean(1).sum()
+                qc_optimizer.zero_grad()
+                loss_qc.backward()
+                qc_optimizer.step()
+
+                # Alg. 1, line 13: one batch B for the reward critic and for both inner parameters
+                B = D.sample(args.batch_size)
+
+                # Alg. 1, line 14 (Eqs. 4-5): train omega_r. Termination ends the return, truncation does not.
+                alpha = log_alpha.exp()
+                with torch.no_grad():
+                    next_action, next_log_pi, _ = actor(B.next_obs)
+                    next_v = qr_target(B.next_obs, next_action).amin(0) - alpha * next_log_pi
+                    target_r = args.reward_scale * B.reward + (1 - B.terminated) * args.gamma_r * next_v
+                    if args.algo != "sacv2-lag":  # RCPO: the penalty is part of the reward, r - nu Q_c(s, a)
+                        target_r -= nu * qc(B.obs, B.action).amax(0)
+                loss_qr = 0.5 * (qr(B.obs, B.action) - target_r).square().mean(1).sum()
+                qr_optimizer.zero_grad()
+                loss_qr.backward()
+                qr_optimizer.step()
+                # Appendix B: omega_bar = tau omega + (1 - tau) omega_bar
+                with torch.no_grad():
+                    for net, target in ((qr, qr_target), (qc, qc_target)):
+                        for omega, omega_bar in zip(net.parameters(), target.parameters()):
+                            omega_bar.lerp_(omega, args.tau)
+
+                # Eq. 11, term by term: L = J_r - alpha J_h - nu (J_c - epsilon); Eq. 10's J_r is J_r - alpha J_h here
+                action_pi, log_pi, _ = actor(B.obs)
+                J_r = qr(B.obs, action_pi).amin(0).mean()
+                J_h = log_pi.mean()
+                J_c = qc(B.obs, action_pi).amax(0).mean()
+
+                # Alg. 1, line 15 (Eqs. 11-12): nu' = nu - beta_nu dL/dnu
+                nu_new, nu_square_new = rmsprop(
+                    nu, J_c.detach() - epsilon, nu_square, args.nu_lr, args.rmsprop_decay, 1e-20
+                )
+
+                # Alg. 1, line 16 (Eqs. 11-12): phi' = phi + beta_phi dL/dphi at nu'. In RCPO nu Q_c
+                # stands in Q_hat already. phi' is a function of alpha; the three gradients can be taken as constants.
+                nu_in_L = nu_new if args.algo == "sacv2-lag" else 0.0
+                phi_new, phi_square_new = {}, {}
+                g_r, g_h, g_c = (torch.autograd.grad(J, phi.values(), retain_graph=True) for J in (J_r, J_h, J_c))
+                for name, g_r_i, g_h_i, g_c_i in zip(phi, g_r, g_h, g_c):
+                    dL_dphi = g_r_i - alpha * g_h_i - nu_in_L * g_c_i
+                    phi_new[name], phi_square_new[name] = rmsprop(
+                        phi[name].detach(), dL_dphi, phi_square[name], args.policy_lr, args.rmsprop_decay, 1e-12
+                    )
+
+                # Alg. 1, line 19: alpha'. RCPO-MetaSAC ascends the metagradient of Wang & Ni (2020), Q_hat at initial
+                # states and deterministic actions, through phi'. The others: SACv2's constraint, entropy >= -dim(A).
+                # Adam steps log alpha, whose gradient is alpha times alpha's; the minus because it descends.
+                if args.algo == "rcpo-metasac":
+                    S_0 = D_0.sample(args.batch_size)
+                    _, _, action_det = functional_call(actor, phi_new, (S_0.obs,))
+                    J_alpha = qr(S_0.obs, action_det).amin(0).mean()
+                    (grad_alpha,) = torch.autograd.grad(J_alpha, alpha)
+                else:
+                    grad_alpha = J_h.detach() - action_dim
+                log_alpha.grad = -alpha.detach() * grad_alpha
+                alpha_optimizer.step()
+
+                # Alg. 1, line 20: commit nu' and phi' (Adam has stepped alpha). Only here are the bounds kept: nu >= 0,
+                # and 0 < alpha <= 1 for the metagradient, as in Eq. 15.
+                with torch.no_grad():
+                    nu.copy_(nu_new.clamp(min=0))
+                    for name in phi:
+                        phi[name].copy_(phi_new[name])
+                        phi_square[name] = phi_square_new[name].detach()
+                    if args.algo == "rcpo-metasac":
+                        log_alpha.clamp_(max=0)
+                    nu_square = nu_square_new.detach()
+                # <<< Algorithm 1, lines 12 to 20
+
+                with torch.no_grad():
+                    metrics = {
+                        "meta/epsilon": epsilon, "meta/alpha": log_alpha.exp(), "meta/nu": nu,
+                        "meta/grad_alpha": grad_alpha, "losses/qr": loss_qr,
+                        "losses/qc": loss_qc, "losses/policy": -(J_r - alpha * J_h - nu_in_L * (J_c - epsilon)),
+                        "losses/entropy": -J_h, "values/qr": J_r, "values/qc": J_c,
+                    }
+                    news = ~torch.stack(list(metrics.values())).isfinite() & (first_not_finite == 0)
+                    first_not_finite = first_not_finite + news * global_step  # stays on the device until asked for
+                if global_step % 100 == 0:
+                    stop_if_not_finite()
+                    # The three terms of dL/dphi; and nu*, where dJ_epsilon/depsilon changes its sign (README)
+                    with torch.no_grad():
+                        g_r, g_h, g_c, v = (
+                            torch.cat([x.flatten() for x in xs]) for xs in (g_r, g_h, g_c, phi_square.values())
+                        )
+                        D_g_c = g_c * (v + 1e-12).rsqrt()
+                        metrics |= {
+                            "gradients/reward": g_r.norm(), "gradients/entropy": alpha * g_h.norm(),
+                            "gradients/safety": nu * g_c.norm(),
+                            "gradients/cosine": F.cosine_similarity(g_r, g_c, dim=0),
+                            "meta/nu_star": (g_r @ D_g_c) / (g_c @ D_g_c).clamp(min=1e-30),
+                        }
+                    log({**metrics, "charts/SPS": (global_step - first_step) / (time.time() - start_time)})
+
+            # Alg. 1, line 21: a violation ends the episode; so does the environment
+            if done:
+                violations_total += int(cost)
+                recent_violations = [*recent_violations, cost][-100:]
+                charts = {"violation_rate": np.mean(recent_violations), "violations_total": violations_total}
+                charts |= info["episode"]
+                if "success" in charts:
+                    recent_successes = [*recent_successes, charts.pop("success")][-100:]
+                    charts["success_rate"] = np.mean(recent_successes)
+                log({f"charts/{key}": value for key, value in charts.items()})
+                bar.set_postfix_str(
+                    f"return {charts['episodic_return']:.1f}, violation rate {charts['violation_rate']:.2f}, "
+                    f"epsilon {epsilon.item():.2f}, alpha {log_alpha.exp().item():.3f}, nu {nu.item():.2f}",
+                    refresh=False,
+                )
+
+        # Between episodes: evaluation and checkpoint. Of the environment nothing has to be kept.
+        finished = global_step >= args.total_timesteps
+        evaluation_due, checkpoint_due = (
+            every > 0 and (finished or global_step // every > episode_start // every)
+            for every in (args.eval_every, args.checkpoint_every)
+        )
+        if evaluation_due or checkpoint_due or finished:
+            stop_if_not_finite()
+            policy = dict(
+                format=FORMAT, env_id=args.env_id, step=global_step, actor=actor.state_dict(), sizes=sizes,
+                action_low=action_low, action_high=action_high,
+            )
+            if evaluation_due:
+                results = evaluate(policy, run_dir, args.seed, args.episodes, device, args.capture_video)
+                log({f"eval/{key}": np.mean(values) for key, values in results.items()})
+            try:
+                save(policy, f"{run_dir}/policy_{global_step}.pt")
+                if checkpoint_due or finished:
+                    log({}, flush=True)
+                    counters = (global_step, episode, violations_total, recent_violations, recent_successes)
+                    cuda_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+                    state = policy | dict(
+                        args=vars(args), parts={name: part.state_dict() for name, part in parts.items()},
+                        tensors=tensors(), counters=counters, threads=torch.get_num_threads(),
+                        generators=(rng.bit_generator.state, torch.get_rng_state(), cuda_rng),
+                    )
+                    save(state, f"{run_dir}/checkpoint.pt", previous=f"{run_dir}/checkpoint.prev.pt")
+                    checkpoint_step = global_step
+            except OSError as error:
+                bar.write(f"warning: cannot write {error.filename or run_dir}: {error.strerror}", file=sys.stderr)
+
+    bar.close()
+    if checkpoint_step != global_step:
+        fail(f"the last policy and checkpoint could not be written to {run_dir}")
+    print(f"{global_step} steps, {violations_total} violations; the policy is in {run_dir}/policy_{global_step}.pt")
