@@ -3,11 +3,13 @@
 import math
 import textwrap
 
+import numpy as np
 import pytest
 import test_mathematics as of_the_method
 import torch
 from helpers import ROOT
 from test_mathematics import close, execute, five_point, float64  # noqa: F401
+from torch.func import functional_call
 
 import sac_lag_baselines
 
@@ -116,6 +118,16 @@ def test_the_metagradient_of_alpha():
     state["alpha_optimizer"] = torch.optim.Adam([state["log_alpha"]], lr=0.01)
     step = execute(state)["log_alpha"] - state["log_alpha"]
     assert torch.sign(step) == torch.sign(names["grad_alpha"])  # it ascends
+    # what is ascended: E[min Q_hat(s_0, tanh(mean))] at phi', s_0 from D_0
+    obs_0 = names["S_0"].obs
+    assert all(any(np.allclose(row, obs) for obs in state["D_0"].rows["obs"]) for row in obs_0)
+    mean = functional_call(state["actor"], names["phi_new"], (obs_0,))[2]
+    close(names["J_alpha"].item(), state["qr"](obs_0, mean).min(0).values.mean().item(), 1e-12)
+
+
+def test_the_metagradient_keeps_alpha_below_1():
+    state = make_state(algo="rcpo-metasac", alpha_init=1.0, alpha_lr=0.1)
+    assert all(execute(state, seed=seed)["log_alpha"] <= 0 for seed in range(4))
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
