@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 TAGS = (
     "charts/episodic_return charts/episodic_length charts/violation charts/violation_rate charts/violations_total "
-    "charts/success_rate charts/SPS meta/epsilon meta/alpha meta/nu meta/grad_epsilon meta/grad_alpha "
+    "charts/success_rate charts/SPS meta/epsilon meta/alpha meta/nu meta/nu_star meta/grad_epsilon meta/grad_alpha "
     "meta/grad_alpha_direct meta/grad_alpha_via_epsilon losses/qr losses/qc losses/policy losses/entropy "
-    "values/qr values/qc"
+    "values/qr values/qc gradients/reward gradients/entropy gradients/safety gradients/cosine"
 ).split()
 KINDS = {"charts/cost_force", "charts/cost_drop"}  # EggManipulate's
 
