@@ -413,7 +413,7 @@ if __name__ == "__main__":
                 print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
                 setattr(args, name, checkpoint["args"][name])
     args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
-    module, table_nu_init = ENVIRONMENTS.get(args.env_id, ("", OTHER_NU_INIT))
+    _, table_nu_init = ENVIRONMENTS.get(args.env_id, ("", OTHER_NU_INIT))
     args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
     for rule, holds, names in (
         ("at least 1", lambda x: x >= 1, "total_timesteps buffer_size batch_size hidden_size initial_states episodes"),
@@ -743,7 +743,8 @@ if __name__ == "__main__":
                     first_not_finite = first_not_finite + news * global_step  # stays on the device until asked for
                 if global_step % 100 == 0:
                     stop_if_not_finite()
-                    # The three terms of dL/dphi; and nu*, where dJ_epsilon/depsilon changes its sign (README)
+                    # The three terms of dL/dphi; and nu*, where dJ_epsilon/depsilon changes its sign (README), on B and
+                    # at phi, D being 1 / sqrt(v') but for this very gradient's share in v'
                     with torch.no_grad():
                         g_r, g_h, g_c, v = (
                             torch.cat([x.flatten() for x in xs]) for xs in (g_r, g_h, g_c, phi_square.values())
@@ -751,7 +752,7 @@ if __name__ == "__main__":
                         D_g_c = g_c * (v + 1e-12).rsqrt()
                         metrics |= {
                             "gradients/reward": g_r.norm(), "gradients/entropy": alpha * g_h.norm(),
-                            "gradients/safety": nu * g_c.norm(),
+                            "gradients/safety": nu_new * g_c.norm(),
                             "gradients/cosine": F.cosine_similarity(g_r, g_c, dim=0),
                             "meta/nu_star": (g_r @ D_g_c) / (g_c @ D_g_c).clamp(min=1e-30),
                         }

@@ -410,7 +410,7 @@ if __name__ == "__main__":
                 print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
                 setattr(args, name, checkpoint["args"][name])
     args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
-    module, table_epsilon, table_nu_lag, table_nu_rcpo = ENVIRONMENTS.get(args.env_id, OTHER)
+    _, table_epsilon, table_nu_lag, table_nu_rcpo = ENVIRONMENTS.get(args.env_id, OTHER)
     table_nu_init = table_nu_lag if args.algo == "sacv2-lag" else table_nu_rcpo
     args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
     args.epsilon_init = table_epsilon if args.epsilon_init is None else args.epsilon_init
@@ -673,8 +673,8 @@ if __name__ == "__main__":
                     nu, J_c.detach() - epsilon, nu_square, args.nu_lr, args.rmsprop_decay, 1e-20
                 )
 
-                # Alg. 1, line 16 (Eqs. 11-12): phi' = phi + beta_phi dL/dphi at nu'. In RCPO nu Q_c
-                # stands in Q_hat already. phi' is a function of alpha; the three gradients can be taken as constants.
+                # Alg. 1, line 16 (Eqs. 11-12): phi' = phi + beta_phi dL/dphi at nu'. In RCPO nu Q_c stands in Q_hat
+                # already. phi' is a function of alpha; the three gradients can be taken as constants.
                 nu_in_L = nu_new if args.algo == "sacv2-lag" else 0.0
                 phi_new, phi_square_new = {}, {}
                 g_r, g_h, g_c = (torch.autograd.grad(J, phi.values(), retain_graph=True) for J in (J_r, J_h, J_c))
@@ -720,7 +720,7 @@ if __name__ == "__main__":
                     first_not_finite = first_not_finite + news * global_step  # stays on the device until asked for
                 if global_step % 100 == 0:
                     stop_if_not_finite()
-                    # The three terms of dL/dphi; and nu*, where dJ_epsilon/depsilon changes its sign (README)
+                    # The three terms of dL/dphi; and nu*, the nu that would balance g_r and g_c (README)
                     with torch.no_grad():
                         g_r, g_h, g_c, v = (
                             torch.cat([x.flatten() for x in xs]) for xs in (g_r, g_h, g_c, phi_square.values())
@@ -728,7 +728,7 @@ if __name__ == "__main__":
                         D_g_c = g_c * (v + 1e-12).rsqrt()
                         metrics |= {
                             "gradients/reward": g_r.norm(), "gradients/entropy": alpha * g_h.norm(),
-                            "gradients/safety": nu * g_c.norm(),
+                            "gradients/safety": nu_in_L * g_c.norm(),
                             "gradients/cosine": F.cosine_similarity(g_r, g_c, dim=0),
                             "meta/nu_star": (g_r @ D_g_c) / (g_c @ D_g_c).clamp(min=1e-30),
                         }

@@ -32,8 +32,7 @@ RESULTS = HERE / "results" / "threshold"
 SEEDS = (1, 2)
 # Reduced: tau twice the default, so that Q_c forgets its first value, 0.5, within 3 / (tau (1 - gamma_c)) = 30,000.
 PROTOCOL = "--hidden-size 128 --batch-size 128 --tau 0.01 --learning-starts 2000 --total-timesteps 40000 --no-cuda"
-# Flags, Table 1's nu_0
-TASKS = {"CarCircle2": ("--reward-scale 20", 100), "HumanoidVelocity": ("", 10)}
+TASKS = {"CarCircle2": ("--reward-scale 20", 100), "HumanoidVelocity": ("", 10)}  # flags, Table 1's nu_0
 VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thousandth ("fast") of nu_0
     "ascent": "",
     "descent": "--epsilon-step descent",
@@ -176,8 +175,6 @@ def figure(env_id, variants, path):
     axes[0, 0].legend(fontsize=8)
     fig.tight_layout()
     fig.savefig(path, dpi=80)
-
-
 
 
 def last(curves, tag, steps=10_000):

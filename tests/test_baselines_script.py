@@ -5,10 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from conftest import execute
 from helpers import ROOT, SCRIPT, SHORT, assert_one_line, run, scalars, train
 from test_resume import check_killed
-
-import sac_lag_baselines
 
 BASELINES = ROOT / "sac_lag_baselines.py"
 ALGORITHMS = ["sacv2-lag", "rcpo-sacv2", "rcpo-metasac"]
@@ -69,9 +68,10 @@ def test_bad_input(run_here, flags, words):
         ("sacv2-lag", "EggManipulate", 0.5, 100), ("rcpo-metasac", "EggManipulate", 0.5, 1),
     ],
 )
-def test_table_1(algo, env_id, epsilon, nu):
-    _, table_epsilon, lag, rcpo = sac_lag_baselines.ENVIRONMENTS[env_id]
-    assert (table_epsilon, lag if algo == "sacv2-lag" else rcpo) == (epsilon, nu)
+def test_table_1(folder, monkeypatch, algo, env_id, epsilon, nu):
+    flags = ("--algo", algo, "--env-id", env_id, "--total-timesteps", 2, "--initial-states", 1)
+    args = execute(folder, monkeypatch, *flags, script=BASELINES)["args"]
+    assert (args.epsilon_init, args.nu_init) == (epsilon, nu)
 
 
 @pytest.mark.slow

@@ -190,6 +190,19 @@ def test_actions_stay_inside_an_awkward_box(folder, train_here):
     assert box.low + (a + 1) / 2 * (box.high - box.low) > box.high
 
 
+def test_the_gradients_that_are_logged(folder, train_here):
+    """nu* is the nu at which <nu g_c - g_r, D g_c> is 0."""
+    names = train_here("my_env:MyEnv-v0", *SHORT)
+    g_r, g_h, g_c, v = (names[name] for name in ("g_r", "g_h", "g_c", "v"))
+    logged = {tag: value.item() for tag, value in names["metrics"].items()}
+    weighted = (logged["meta/nu_star"] * g_c - g_r) * g_c / (v + 1e-12).sqrt()
+    assert abs(weighted.sum()) < 1e-3 * weighted.abs().sum()
+    assert logged["gradients/reward"] == pytest.approx(g_r.norm().item())
+    assert logged["gradients/entropy"] == pytest.approx(names["alpha"].item() * g_h.norm().item())
+    assert logged["gradients/safety"] == pytest.approx(names["nu_new"].item() * g_c.norm().item())
+    assert logged["gradients/cosine"] == pytest.approx((g_r @ g_c / g_r.norm() / g_c.norm()).item(), abs=1e-5)
+
+
 def test_no_update_is_said(folder):
     result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, "--learning-starts", 300)
     assert result.returncode == 0 and "note: no update will be made" in result.stdout
