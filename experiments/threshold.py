@@ -32,7 +32,8 @@ RESULTS = HERE / "results" / "threshold"
 SEEDS = (1, 2)
 # Reduced: tau twice the default, so that Q_c forgets its first value, 0.5, within 3 / (tau (1 - gamma_c)) = 30,000.
 PROTOCOL = "--hidden-size 128 --batch-size 128 --tau 0.01 --learning-starts 2000 --total-timesteps 40000 --no-cuda"
-TASKS = {"CarCircle2": ("--reward-scale 20", 100), "HumanoidVelocity": ("", 10)}  # flags, Table 1's nu_0
+# flags, Table 1's nu_0
+TASKS = {"CarCircle2": ("--reward-scale 20", 100), "FrankaDrawerClose": ("", 10), "HumanoidVelocity": ("", 10)}
 VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thousandth ("fast") of nu_0
     "ascent": "",
     "descent": "--epsilon-step descent",
@@ -42,6 +43,7 @@ VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thou
     "nonlinear_mid": "--epsilon-objective nonlinear --nu-lr {mid}",
     "ascent_alpha": "--alpha-init 0.1",
     "descent_alpha": "--epsilon-step descent --alpha-init 0.1",
+    "nonlinear_fast_alpha": "--epsilon-objective nonlinear --nu-lr {fast} --alpha-init 0.1",
 }
 RUNS = [(env_id, variant, seed) for env_id in TASKS for variant in VARIANTS for seed in SEEDS]
 EVERY, EPISODES = 1000, "40"
