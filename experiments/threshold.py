@@ -44,6 +44,10 @@ VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thou
     "ascent_alpha": "--alpha-init 0.1",
     "descent_alpha": "--epsilon-step descent --alpha-init 0.1",
     "nonlinear_fast_alpha": "--epsilon-objective nonlinear --nu-lr {fast} --alpha-init 0.1",
+    "ascent_direct": "--no-alpha-through-epsilon",
+    "ascent_else": "--no-store-violations-in-d",
+    "nonlinear_fast_direct": "--epsilon-objective nonlinear --nu-lr {fast} --no-alpha-through-epsilon",
+    "nonlinear_fast_else": "--epsilon-objective nonlinear --nu-lr {fast} --no-store-violations-in-d",
 }
 RUNS = [(env_id, variant, seed) for env_id in TASKS for variant in VARIANTS for seed in SEEDS]
 EVERY, EPISODES = 1000, "40"
@@ -98,12 +102,13 @@ def alpha_parts(run_dir, batches=60):
 
 
 def to_csv(run_dir: tyro.conf.Positional[str]):
-    """Writes the CSV of a finished and evaluated run of `command`."""
+    """Writes the CSV of a finished run of `command`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     env_id, variant, seed = re.fullmatch(r"(\w+?)__(\w+)__(\d+)__\d+(?:-\d+)?", Path(run_dir).name).groups()
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
     events.Reload()
+    evaluations = [json.loads(path.read_text()) for path in Path(run_dir).glob("eval_*.json")]
     path = RESULTS / f"{env_id}__{variant}__{seed}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
@@ -117,14 +122,13 @@ def to_csv(run_dir: tyro.conf.Positional[str]):
             for step, values in windows.items():
                 value = values[-1] if tag == "charts/violations_total" else np.mean(values)
                 writer.writerow(["threshold", env_id, variant, seed, step, tag, f"{value:.5g}"])
-        for path in Path(run_dir).glob("eval_*.json"):
-            evaluation = json.loads(path.read_text())
+        for evaluation in evaluations:
             for key, value in evaluation["mean"].items():
                 writer.writerow(["threshold", env_id, variant, seed, evaluation["step"], f"eval/{key}", f"{value:.5g}"])
         for key, both in alpha_parts(run_dir).items():
             for what, value in zip(("mean", "std"), both):
                 tag = f"alpha/{key}_{what}"
-                writer.writerow(["threshold", env_id, variant, seed, evaluation["step"], tag, f"{value:.5g}"])
+                writer.writerow(["threshold", env_id, variant, seed, max(windows), tag, f"{value:.5g}"])
 
 
 def run(env_id, variant, seed):
