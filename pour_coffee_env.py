@@ -183,9 +183,10 @@ def arm_urdf(rim):
             kind, limit = "revolute", limit.replace("/>", f' lower="{-JOINT_LIMIT[i]}" upper="{JOINT_LIMIT[i]}"/>')
         xml += joint(f"joint_{i + 1}", kind, LINKS[i][0], LINKS[i + 1][0], xyz, (tilt, 0, 0), limit)
     side = MUG_RADIUS + MUG_WALL + 0.006
-    gripper = cylinder(0.035, 0.07, (0, 0, 0.035), dark) + box((2 * side + 0.01, 0.03, 0.012), (0, 0, 0.068), dark)
+    gripper = cylinder(0.035, 0.07, (0, 0, 0.035), dark)
+    gripper += box((2 * side + 0.01, 0.02, 0.012), (0, -0.025, 0.068), dark)
     for x in (-side, side):
-        gripper += box((0.01, 0.02, 0.08), (x, 0, 0.10), dark)
+        gripper += box((0.01, 0.02, 0.08), (x, -0.025, 0.10), dark)  # below the rim, out of the coffee's way
     xml += link("gripper", 0.9, (0, 0, 0.05), (0.001, 0.001, 0.001), gripper)
     xml += joint("gripper", "fixed", "bracelet", "gripper", (0, 0, -FLANGE), (math.pi, 0, 0))
     mug = vessel(MUG_RADIUS, MUG_WALL, -MUG_DEPTH / 2, -MUG_DEPTH / 2 - MUG_FOOT, rim, 8, blue)
