@@ -2,7 +2,7 @@
 
 The testbench of Meta SAC-Lag (Honari et al., 2024, Section 5.3 and Appendix D), as a PyBullet environment that needs no
 other file:  gym.make("pour_coffee_env:PourCoffee"). The paper gives state, action, reward and settings; every number
-that it leaves open is in `Specification`, or a constant below, with its source.
+that it leaves open is in `Specification`, or a constant below, and ours where no source is named.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Specification:
         """What is done of an action: (4,) velocities (m/s, m/s, m/s, rad/s), given mug and what was done last.
 
         In this order: each component, the norm of the velocity, its change, and the workspace. Near a wall the velocity
-        towards it is what can be stopped before it, at the predicted next position at the latest.
+        towards it is what can be stopped before it, at the predicted next position at the latest; that comes before the bound on its change.
         """
         dt, a_max = self.control_period, self.acceleration_max
         action = np.clip(action, [-self.speed_max] * 3 + [-self.roll_rate_max], [self.speed_max] * 3 + [self.roll_rate_max])
@@ -93,7 +93,7 @@ LINKS = (
 )
 
 # Mug, cup and coffee (m, kg). The mug is filled to the brim: the upper spheres' centres lie 1 to 3 mm above its rim.
-# With their centres below it, motion within the specification spills nothing, and only tilt would (measured).
+# With their centres below it, motion within the specification hardly spills any, and only tilt would (measured).
 MUG_RADIUS, MUG_WALL, MUG_DEPTH, MUG_FOOT = 0.035, 0.006, 0.025, 0.028  # inner radius; the solid part below the coffee
 CUP_RADIUS, CUP_WALL, CUP_HEIGHT = 0.05, 0.005, 0.09
 CUP_RIM = np.array([0.0, -0.06, -0.08])  # the centre of the cup's rim, from the goal
@@ -230,7 +230,7 @@ class PourCoffee(gym.Env):
     ## Cost
     | info key | 1.0 when |
     |---|---|
-    | `cost_spill` | a sphere has come to lie outside mug and cup (in flight it has not); 0 where that is no violation |
+    | `cost_spill` | a sphere lies outside mug and cup, or touches arm or gripper (not: in flight); 0 where it is no violation |
     | `cost_self_collision` | two links of arm, gripper and mug touch that are not neighbours |
     | `cost_collision_table`, `_stand`, `_cup` | arm, gripper or mug touches it |
     | `cost` | the maximum of these |
@@ -415,7 +415,7 @@ class PourCoffee(gym.Env):
         position, R, J = kinematics(q)
         inverse = J.T @ np.linalg.inv(J @ J.T + 1e-4 * np.eye(6))
         homewards = (np.radians(spec.home) - q + math.pi) % (2 * math.pi) - math.pi
-        rest = (np.eye(7) - inverse @ J) @ (0.5 * homewards)  # the seventh joint's freedom
+        rest = (np.eye(7) - inverse @ J) @ (0.5 * homewards)  # the one freedom that seven joints leave
         tilt = 0.5 * np.cross(R.T, rotation_x(self.roll_reference).T).sum(0)
         for _ in range(TICK):
             change = self.command[:3] - self.going[:3]

@@ -107,6 +107,22 @@ def test_standing_still_keeps_the_mug_full_and_in_its_place(env):
     assert np.linalg.norm(obs[:3] - start[:3]) < 1e-3 and np.abs(obs[3:6]).max() < 2e-3
 
 
+def test_velocity_acceleration_and_jerk_are_those_of_the_motion(env):
+    """0.2 m/s is reached within a step, then it is 2 cm a step; the rest is differences of the velocity."""
+    before, _ = env.reset(seed=0)
+    acceleration = np.zeros(3)
+    for step in range(6):
+        obs, *_, info = env.step(np.array([0, -0.2, 0, 0], np.float32))
+        last, acceleration = acceleration, (obs[6:9] - before[6:9]).astype(float) / 0.1
+        if step:
+            assert info["acceleration"] == pytest.approx(np.linalg.norm(acceleration), abs=1e-4)
+        if step > 1:
+            assert info["jerk"] == pytest.approx(np.linalg.norm(acceleration - last) / 0.1, abs=1e-3)
+            assert np.allclose(obs[:3] - before[:3], (0, -0.02, 0), atol=1e-3)
+            assert np.allclose(obs[6:9], (0, -0.2, 0), atol=1e-2)
+        before = obs
+
+
 @pytest.mark.parametrize("episodes", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_smooth_pour_succeeds(env, episodes):
     ends = [play(env, seed, scripted()) for seed in range(episodes)]
