@@ -3,6 +3,10 @@
 The testbench of Meta SAC-Lag (Honari et al., 2024, Section 5.3 and Appendix D), as a PyBullet environment that needs no
 other file:  gym.make("pour_coffee_env:PourCoffee"). The paper gives state, action, reward and settings; every number
 that it leaves open is in `Specification`, or a constant below, and ours where no source is named.
+
+    python pour_coffee_env.py                 # a scripted pour: its numbers, and a GIF
+    python pour_coffee_env.py --gui           # the same in PyBullet's window
+    python pour_coffee_env.py --random        # a uniformly random policy
 """
 
 import dataclasses
@@ -29,6 +33,7 @@ class Specification:
     acceleration_max: float = 5.0  # m/s^2, the norm
     roll_rate_max: float = 0.8  # rad/s
     roll_max: float = 2.6  # rad, to either side
+    latency: float = 0.0  # s, from the observation to the motion that answers it; the simulated arm waits as long
     workspace_low: tuple = (0.40, -0.40, 0.20)  # m
     workspace_high: tuple = (0.70, 0.20, 0.55)  # m
     home: tuple = (0.0, 15.0, 180.0, -130.0, 0.0, 55.0, 90.0)  # degrees, the robot's built-in Home
@@ -41,28 +46,54 @@ class Specification:
     d_thresh: float = 0.05  # m
     episode_steps: int = 100
 
-    def limit(self, action, position, roll, last):
-        """What is done of an action: (4,) velocities (m/s, m/s, m/s, rad/s), given mug and what was done last.
+    def limit(self, action, position, velocity, roll, last):
+        """What is done of an action, (4,) in m/s and rad/s, given the mug's state (SI units) and what was done last.
 
-        In this order: each component, the norm of the velocity, its change, and the workspace. Near a wall the velocity
-        towards it is what can be stopped before it, at the predicted next position at the latest; that comes before the bound on its change.
+        In this order: each component, the norm of the velocity, its change, and the workspace. Towards a wall the mug
+        goes no faster than lets it stop before it, at `acceleration_max`, from where and how fast it will be when the
+        action takes effect, `latency` later, and again after that period. That comes before the bound on the change.
         """
         dt, a_max = self.control_period, self.acceleration_max
-        action = np.clip(action, [-self.speed_max] * 3 + [-self.roll_rate_max], [self.speed_max] * 3 + [self.roll_rate_max])
-        velocity = action[:3] * min(1.0, self.speed_max / max(np.linalg.norm(action[:3]), 1e-9))
-        change = velocity - last[:3]
-        velocity = last[:3] + change * min(1.0, a_max * dt / max(np.linalg.norm(change), 1e-9))
-        below = np.maximum(np.subtract(position, self.workspace_low), 0)
-        above = np.maximum(np.subtract(self.workspace_high, position), 0)
-        velocity = np.clip(
-            velocity,
-            -np.minimum(below / dt, np.sqrt(2 * a_max * below)),
-            np.minimum(above / dt, np.sqrt(2 * a_max * above)),
-        )
-        return np.append(velocity, np.clip(action[3], (-self.roll_max - roll) / dt, (self.roll_max - roll) / dt))
+        highest = np.array([self.speed_max] * 3 + [self.roll_rate_max])
+        action = np.clip(action, -highest, highest)
+        wanted = action[:3] * min(1.0, self.speed_max / max(np.linalg.norm(action[:3]), 1e-9))
+        change = wanted - last[:3]
+        wanted = last[:3] + change * min(1.0, a_max * dt / max(np.linalg.norm(change), 1e-9))
+        stop = max(dt, 2 * self.speed_max / a_max) / 2  # s: times a speed, the way in which it is gone, while others turn
+        bounds = []
+        for wall, side in ((self.workspace_low, -1), (self.workspace_high, 1)):
+            speed = np.maximum(0, np.maximum(side * velocity, side * last[:3]))  # towards the wall
+            room = side * (wall - position) - self.latency * speed
+            bounds.append(side * np.maximum(0, np.minimum((room - stop * speed) / dt, room / (dt + stop))))
+        roll = roll + self.latency * last[3]
+        turn = np.clip(action[3], (-self.roll_max - roll) / dt, (self.roll_max - roll) / dt)
+        return np.append(np.clip(wanted, *bounds), turn)
+
+    def reward(self, distance, roll, acceleration=0.0, spilled=False):
+        """Eq. 17: distance to the goal (m), roll (rad); acceleration (m/s^2) and spill where the setting has them."""
+        if distance > self.d_thresh:
+            return self.r_distance * distance + self.r_acceleration * acceleration + self.r_spill * spilled
+        return self.goal_reward - abs(roll - self.goal_roll)
 
 
 SPECIFICATION = Specification()
+
+
+@dataclasses.dataclass(frozen=True)
+class Randomization:
+    """What may differ on the real arm, drawn anew each episode, uniform in (low, high), or Gaussian noise at each step.
+
+    Reward, cost and info are those of the true state. An action that is delayed beyond the specification's latency is
+    bounded as if it were not, so the mug may leave the workspace by up to its speed times that delay. Ours, untuned.
+    """
+
+    position_noise: float = 0.002  # m, standard deviation, of the observed mug
+    angle_noise: float = 0.01  # rad
+    velocity_noise: float = 0.01  # m/s
+    action_delay: tuple = (0.0, 0.1)  # s, beside the specification's latency, in steps of 25 ms
+    friction: tuple = (0.05, 0.2)  # of mug and coffee, each
+    fill: tuple = (0.7, 1.0)  # share of the coffee; the uppermost spheres are left out
+
 
 # The Gen3 with seven joints, as Kinova publishes it (kortex_description, GEN3-7DOF-NOVISION V12)
 JOINTS = (  # origin in the parent link's frame (m), its rotation about x (rad); each turns about its own z
@@ -79,17 +110,17 @@ JOINT_SPEED = np.array([1.3963] * 4 + [1.2218] * 3)  # rad/s
 JOINT_EFFORT = [39.0] * 4 + [9.0] * 3  # N m
 FLANGE = 0.061525  # m, from the last joint to the flange, along the tool's z
 TOOL = 0.12  # m, from the flange to the mug's centre: the tool centre of a Robotiq 2F-85
-# name, mass (kg), centre of mass (m), principal inertias (kg m^2), and a cylinder as wide and long as the link's mesh:
-# centre (m), whether it lies along y (else z), radius and length (m)
+# name (Kinova's mesh is {name}_link.STL), mass (kg), centre of mass (m), principal inertias (kg m^2), and a cylinder as
+# wide and long as the mesh: centre (m), whether it lies along y (else z), radius and length (m)
 LINKS = (
-    ("base_link", 1.697, (-0.0006, -0.0002, 0.0845), (0.004622, 0.004495, 0.002079), (0, 0, 0.0855), 0, 0.046, 0.171),
-    ("shoulder", 1.3773, (0, -0.0104, -0.0734), (0.00457, 0.004831, 0.001409), (0, 0, -0.088), 0, 0.046, 0.172),
-    ("half_arm_1", 1.1636, (0, -0.0996, -0.0133), (0.011088, 0.001072, 0.011255), (0, -0.09, -0.008), 1, 0.046, 0.27),
-    ("half_arm_2", 1.1636, (0, -0.0066, -0.1179), (0.010932, 0.011127, 0.001043), (0, 0, -0.129), 0, 0.046, 0.254),
-    ("forearm", 0.9302, (0, -0.0755, -0.0150), (0.008147, 0.000631, 0.008316), (0, -0.0875, -0.0135), 1, 0.043, 0.267),
-    ("wrist_1", 0.6781, (0, -0.0094, -0.0639), (0.001596, 0.001607, 0.000399), (0, 0, -0.0715), 0, 0.035, 0.139),
-    ("wrist_2", 0.6781, (0, -0.0455, -0.0097), (0.001641, 0.00041, 0.001641), (0, -0.0415, -0.009), 1, 0.035, 0.153),
-    ("bracelet", 0.364, (0, 0, -0.0229), (0.000214, 0.000223, 0.00024), (0, 0, -0.032), 0, 0.038, 0.064),
+    ("base", 1.697, (-0.0006, -0.0002, 0.0845), (4.622e-3, 4.495e-3, 2.079e-3), (0, 0, 0.0855), 0, 0.046, 0.171),
+    ("shoulder", 1.3773, (0, -0.0104, -0.0734), (4.57e-3, 4.831e-3, 1.409e-3), (0, 0, -0.088), 0, 0.046, 0.172),
+    ("half_arm_1", 1.1636, (0, -0.0996, -0.0133), (1.1088e-2, 1.072e-3, 1.1255e-2), (0, -0.09, -0.008), 1, 0.046, 0.27),
+    ("half_arm_2", 1.1636, (0, -0.0066, -0.1179), (1.0932e-2, 1.1127e-2, 1.043e-3), (0, 0, -0.129), 0, 0.046, 0.254),
+    ("forearm", 0.9302, (0, -0.0755, -0.015), (8.147e-3, 6.31e-4, 8.316e-3), (0, -0.0875, -0.0135), 1, 0.043, 0.267),
+    ("spherical_wrist_1", 0.6781, (0, -0.0094, -0.0639), (1.6e-3, 1.61e-3, 4e-4), (0, 0, -0.0715), 0, 0.035, 0.139),
+    ("spherical_wrist_2", 0.6781, (0, -0.0455, -0.01), (1.64e-3, 4e-4, 1.64e-3), (0, -0.0415, -0.009), 1, 0.035, 0.153),
+    ("bracelet_no_vision", 0.364, (0, 0, -0.0229), (2.14e-4, 2.23e-4, 2.4e-4), (0, 0, -0.032), 0, 0.038, 0.064),
 )
 
 # Mug, cup and coffee (m, kg). The mug is filled to the brim: the upper spheres' centres lie 1 to 3 mm above its rim.
@@ -108,7 +139,7 @@ def rotation_x(angle):
 
 
 ORIGINS = [(np.array(xyz, float), rotation_x(tilt)) for xyz, tilt in JOINTS]
-# The mug's axes in the tool's frame: forward, left and up at Home. The tool's own Euler angles are singular in the pour.
+# The mug's axes in the tool's frame: forward, left, up at Home. The tool's own Euler angles are singular in the pour.
 MUG_IN_TOOL = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 
 
@@ -133,20 +164,22 @@ def tait_bryan(R):
     ])  # fmt: skip
 
 
-def shape(geometry, xyz, rpy, colour):
+def shape(geometry, xyz, rpy, colour, seen=None):
+    """URDF of a solid; `seen`, a file with a mesh in the link's frame, is shown in its place."""
     placed = '<origin xyz="{:.6f} {:.6f} {:.6f}" rpy="{:.6f} {:.6f} {:.6f}"/>'.format(*xyz, *rpy)  # it reads no 1e-18
-    both = f"{placed}<geometry>{geometry}</geometry>"
+    solid = f"{placed}<geometry>{geometry}</geometry>"
+    shown = f'<geometry><mesh filename="{seen}"/></geometry>' if seen else solid
     paint = f'<material name="{colour}"><color rgba="{colour}"/></material>'
-    return f"<visual>{both}{paint}</visual><collision>{both}</collision>"
+    return f"<visual>{shown}{paint}</visual><collision>{solid}</collision>"
 
 
 def box(size, xyz, colour, yaw=0.0):
     return shape('<box size="{:.6f} {:.6f} {:.6f}"/>'.format(*size), xyz, (0, 0, yaw), colour)
 
 
-def cylinder(radius, length, xyz, colour, along_y=False):
+def cylinder(radius, length, xyz, colour, along_y=False, seen=None):
     geometry = f'<cylinder radius="{radius:.6f}" length="{length:.6f}"/>'
-    return shape(geometry, xyz, (math.pi / 2 if along_y else 0, 0, 0), colour)
+    return shape(geometry, xyz, (math.pi / 2 if along_y else 0, 0, 0), colour, seen)
 
 
 def vessel(radius, wall, floor, low, high, walls, colour):
@@ -171,12 +204,15 @@ def joint(name, kind, parent, child, xyz, rpy, limit=""):
         <origin xyz="{xyz[0]} {xyz[1]} {xyz[2]}" rpy="{rpy[0]} {rpy[1]} {rpy[2]}"/><axis xyz="0 0 1"/>{limit}</joint>"""
 
 
-def arm_urdf(rim):
+def arm_urdf(rim, mesh_dir=None):
     """The arm, a gripper and the mug in it, whose wall ends at the height `rim` (m) above its centre."""
     light, grey, dark, blue = "0.85 0.85 0.87 1", "0.6 0.6 0.63 1", "0.25 0.25 0.28 1", "0.2 0.45 0.75 1"
     xml = ""
     for i, (name, mass, centre, inertia, xyz, along_y, radius, length) in enumerate(LINKS):
-        xml += link(name, mass, centre, inertia, cylinder(radius, length, xyz, (light, grey)[i % 2], along_y))
+        seen = mesh_dir and os.path.join(os.path.abspath(mesh_dir), f"{name}_link.STL")
+        if seen and not os.path.isfile(seen):
+            raise FileNotFoundError(f"mesh_dir has to hold kortex_description's meshes, but there is no {seen}")
+        xml += link(name, mass, centre, inertia, cylinder(radius, length, xyz, (light, grey)[i % 2], along_y, seen))
     for i, (xyz, tilt) in enumerate(JOINTS):
         kind, limit = "continuous", f'<limit effort="{JOINT_EFFORT[i]}" velocity="{JOINT_SPEED[i]}"/>'
         if np.isfinite(JOINT_LIMIT[i]):
@@ -188,7 +224,7 @@ def arm_urdf(rim):
     for x in (-side, side):
         gripper += box((0.01, 0.02, 0.08), (x, -0.025, 0.10), dark)  # below the rim, out of the coffee's way
     xml += link("gripper", 0.9, (0, 0, 0.05), (0.001, 0.001, 0.001), gripper)
-    xml += joint("gripper", "fixed", "bracelet", "gripper", (0, 0, -FLANGE), (math.pi, 0, 0))
+    xml += joint("gripper", "fixed", LINKS[-1][0], "gripper", (0, 0, -FLANGE), (math.pi, 0, 0))
     mug = vessel(MUG_RADIUS, MUG_WALL, -MUG_DEPTH / 2, -MUG_DEPTH / 2 - MUG_FOOT, rim, 8, blue)
     xml += link("mug", 0.3, (0, 0, 0), (0.0003, 0.0003, 0.0003), mug)
     xml += joint("mug", "fixed", "gripper", "mug", (0, 0, TOOL), (-math.pi / 2, -math.pi / 2, 0))
@@ -203,14 +239,14 @@ def cup_urdf():
 class PourCoffee(gym.Env):
     """
     ## Description
-    A Kinova Gen3 moves a brim-full mug from its home position to a goal beside a cup and pours the coffee into it (paper,
-    Section 5.3). The coffee is 14 spheres of 1 cm, simulated. 10 control steps a second, of 24 substeps each.
+    A Kinova Gen3 moves a brim-full mug from its home position to a goal beside a cup and pours the coffee into it
+    (paper, Section 5.3). The coffee is 14 spheres of 1 cm, simulated. 10 control steps a second, of 24 substeps each.
 
     ## Action Space
     `Box((4,), float32)`: velocity of the mug x, y, z, +-0.5 m/s, and rate of its roll phi, +-0.8 rad/s. Values outside
-    are clipped; one that is not finite, or another shape, raises ValueError. `Specification.limit` then bounds the norms
-    of velocity and acceleration and keeps the mug in the workspace. Damped least squares and joint speed limits turn
-    that into joint velocities; the mug's pitch and yaw are held at 0.
+    are clipped; one that is not finite, or another shape, raises ValueError. `Specification.limit` then bounds the
+    norms of velocity and acceleration and keeps the mug in the workspace. Damped least squares and joint speed limits
+    turn that into joint velocities; the mug's pitch and yaw are held at 0.
 
     ## Observation Space
     `Box((15,), float32)` (Appendix D), in the frame of the robot's base:
@@ -224,19 +260,21 @@ class PourCoffee(gym.Env):
     | 12-14 | O_goal = (0, 0, 2.2) | rad |
 
     ## Rewards (Eq. 17)
-    With d = |X_cup - X_goal|: `10 - |phi - phi_goal|` where d <= 5 cm, else `-2 d`, and by setting `- 0.05 |acceleration|`
-    and `-1` on a step with coffee spilled.
+    With d = |X_cup - X_goal|: `10 - |phi - phi_goal|` where d <= 5 cm, else `-2 d`, and by setting
+    `- 0.05 |acceleration|` and `-1` on a step with coffee spilled.
 
     ## Cost
     | info key | 1.0 when |
     |---|---|
-    | `cost_spill` | a sphere lies outside mug and cup, or touches arm or gripper (not: in flight); 0 where it is no violation |
+    | `cost_spill` | a sphere lies outside mug and cup, or touches arm or gripper (not: in flight) |
     | `cost_self_collision` | two links of arm, gripper and mug touch that are not neighbours |
     | `cost_collision_table`, `_stand`, `_cup` | arm, gripper or mug touches it |
     | `cost` | the maximum of these |
 
-    Also in `info`: `is_success` (nine tenths of the coffee are in the cup), `spilled` and `poured` (numbers of spheres),
-    `acceleration` (m/s^2) and `jerk` (m/s^3), norms of the differences between control steps.
+    0 where the setting does not make it a violation.
+
+    Also in `info`: `is_success` (nine tenths of the coffee are in the cup), `spilled` and `poured` (numbers of
+    spheres), `acceleration` (m/s^2) and `jerk` (m/s^3), norms of the differences between control steps.
 
     ## Starting State
     The arm at the robot's Home, the mug at (0.577, 0.001, 0.434) m, upright and full. Goal, stand and cup lie within
@@ -245,6 +283,14 @@ class PourCoffee(gym.Env):
 
     ## Episode End
     Terminates on a violation. Truncates after 100 steps (10 s). Success does not end it.
+
+    ## Arguments
+    * `acceleration_reward`, `spill_penalty`, `spill_violates`: Table 2, below.
+    * `collision_violates`: whether a collision is a violation, as in all of Table 2's rows.
+    * `goal_range`: m, see Starting State. `specification`: a `Specification`.
+    * `randomization`: None, or a `Randomization` for sim-to-real. `Randomization()` has its defaults.
+    * `mesh_dir`: a folder with Kinova's own meshes of the arm (kortex_description, arms/gen3/7dof/meshes), to be shown.
+      FileNotFoundError where one is missing. They change the picture alone.
 
     ## Settings (Table 2)
     | id | acceleration in the reward | spill penalty | a spill is a violation |
@@ -265,14 +311,18 @@ class PourCoffee(gym.Env):
         acceleration_reward=False,
         spill_penalty=False,
         spill_violates=True,
+        collision_violates=True,
         goal_range=0.05,
         specification=SPECIFICATION,
+        randomization=None,
+        mesh_dir=None,
     ):
         import pybullet  # here, because its import prints a line
 
         self.render_mode, self.goal_range, self.specification = render_mode, goal_range, specification
         self.acceleration_reward, self.spill_penalty = acceleration_reward, spill_penalty
-        self.spill_violates = spill_violates
+        self.spill_violates, self.collision_violates = spill_violates, collision_violates
+        self.randomization = randomization
         high = np.array([specification.speed_max] * 3 + [specification.roll_rate_max], np.float32)
         self.action_space = gym.spaces.Box(-high, high)
         high = np.array([2, 2, 2, 4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4], np.float32)
@@ -286,7 +336,7 @@ class PourCoffee(gym.Env):
         self.bullet = types.SimpleNamespace(**names)
         self.folder = tempfile.TemporaryDirectory()
         # PyBullet remembers a file by its path, so the two mugs have one each
-        models = {"tall": arm_urdf(0.08), "arm": arm_urdf(MUG_DEPTH / 2), "cup": cup_urdf()}
+        models = {"tall": arm_urdf(0.08), "arm": arm_urdf(MUG_DEPTH / 2, mesh_dir), "cup": cup_urdf()}
         for name, xml in models.items():
             with open(os.path.join(self.folder.name, f"{name}.urdf"), "w") as file:
                 file.write(xml)
@@ -304,17 +354,23 @@ class PourCoffee(gym.Env):
             for _ in range(480):
                 self.bullet.stepSimulation()
             pile = self._coffee()
-        self.brimful = pile
+        self.brimful = pile[np.argsort(pile[:, 2])]  # the uppermost last
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         offset = self.np_random.uniform(-self.goal_range, self.goal_range, 2)
         self.goal = np.array(self.specification.goal) + (*offset, 0.0)
-        self._build("arm", self.goal, self.brimful)
+        delay, friction, fill = self.specification.latency, FRICTION, 1.0
+        if self.randomization:
+            delay += self.np_random.uniform(*self.randomization.action_delay)
+            friction = self.np_random.uniform(*self.randomization.friction)
+            fill = self.np_random.uniform(*self.randomization.fill)
+        self.delay = round(delay / (TICK * SUBSTEP))
+        self._build("arm", self.goal, self.brimful[: max(1, round(fill * SPHERES))], friction)
         for _ in range(12):
             self.bullet.stepSimulation()
         self._look()
-        self.command, self.going = np.zeros(4), np.zeros(4)  # commanded, and what the ramp has come to
+        self.commands, self.going = [np.zeros(4)], np.zeros(4)  # each step's, and what the ramp has come to
         self.reference, self.roll_reference = self.position, 0.0
         self.last_velocity, self.last_acceleration, self.touched = np.zeros(3), np.zeros(3), set()
         return self._observation(), self._info(0.0, 0.0)
@@ -324,9 +380,10 @@ class PourCoffee(gym.Env):
         if action.shape != (4,) or not np.isfinite(action).all():
             raise ValueError(f"an action is four finite numbers, but this is {action.tolist()}")
         spec = self.specification
-        self.command = spec.limit(action, self.position, self.angles[2], self.command)
-        for _ in range(round(spec.control_period / SUBSTEP / TICK)):
-            self._drive()
+        self.commands.append(spec.limit(action, self.position, self.velocity, self.angles[2], self.commands[-1]))
+        ticks = round(spec.control_period / SUBSTEP / TICK)
+        for tick in range((len(self.commands) - 1) * ticks, len(self.commands) * ticks):
+            self._drive(self.commands[max(0, tick - self.delay) // ticks])
             self._touch()
         self._look()
         acceleration = (self.velocity - self.last_velocity) / spec.control_period
@@ -334,14 +391,9 @@ class PourCoffee(gym.Env):
         self.last_velocity, self.last_acceleration = self.velocity, acceleration
         info = self._info(float(np.linalg.norm(acceleration)), jerk)
 
-        # Eq. 17
         distance = float(np.linalg.norm(self.position - self.goal))
-        if distance > spec.d_thresh:
-            reward = spec.r_distance * distance
-            reward += spec.r_acceleration * info["acceleration"] * self.acceleration_reward
-            reward += spec.r_spill * (info["spilled"] > 0) * self.spill_penalty
-        else:
-            reward = spec.goal_reward - abs(self.angles[2] - spec.goal_roll)
+        spilled = self.spill_penalty and info["spilled"] > 0
+        reward = spec.reward(distance, self.angles[2], info["acceleration"] * self.acceleration_reward, spilled)
         if self.render_mode == "human":
             time.sleep(spec.control_period)
         return self._observation(), float(reward), info["cost"] > 0, False, info
@@ -361,7 +413,7 @@ class PourCoffee(gym.Env):
             self.folder.cleanup()
             self.bullet = None
 
-    def _build(self, model, goal, coffee):
+    def _build(self, model, goal, coffee, friction=FRICTION):
         """The whole world, anew: PyBullet's restoreState is not exact once there have been contacts."""
         p, home = self.bullet, np.radians(self.specification.home)
         p.resetSimulation()
@@ -379,7 +431,7 @@ class PourCoffee(gym.Env):
         p.setJointMotorControlArray(
             self.arm, range(7), p.VELOCITY_CONTROL, targetVelocities=[0.0] * 7, forces=JOINT_EFFORT
         )
-        p.changeDynamics(self.arm, self.mug, lateralFriction=FRICTION)
+        p.changeDynamics(self.arm, self.mug, lateralFriction=friction)
 
         def block(size, centre, colour):
             half = np.array(size) / 2
@@ -400,7 +452,7 @@ class PourCoffee(gym.Env):
         visual = p.createVisualShape(p.GEOM_SPHERE, radius=SPHERE_RADIUS, rgbaColor=(0.25, 0.13, 0.05, 1))
         self.spheres = [p.createMultiBody(SPHERE_MASS, collision, visual, list(centre)) for centre in coffee]
         for sphere in self.spheres:
-            p.changeDynamics(sphere, -1, lateralFriction=FRICTION, linearDamping=0.05, angularDamping=0.3)
+            p.changeDynamics(sphere, -1, lateralFriction=friction, linearDamping=0.05, angularDamping=0.3)
 
     def _joints(self):
         return np.array([state[:2] for state in self.bullet.getJointStates(self.arm, range(7))]).T
@@ -408,7 +460,7 @@ class PourCoffee(gym.Env):
     def _coffee(self):
         return np.array([self.bullet.getBasePositionAndOrientation(sphere)[0] for sphere in self.spheres])
 
-    def _drive(self):
+    def _drive(self, command):
         """25 ms of motion: ramp towards the command, damped least squares, joint speeds, physics."""
         p, spec = self.bullet, self.specification
         q, _ = self._joints()
@@ -418,9 +470,9 @@ class PourCoffee(gym.Env):
         rest = (np.eye(7) - inverse @ J) @ (0.5 * homewards)  # the one freedom that seven joints leave
         tilt = 0.5 * np.cross(R.T, rotation_x(self.roll_reference).T).sum(0)
         for _ in range(TICK):
-            change = self.command[:3] - self.going[:3]
+            change = command[:3] - self.going[:3]
             self.going[:3] += change * min(1.0, spec.acceleration_max * SUBSTEP / max(np.linalg.norm(change), 1e-9))
-            self.going[3] = self.command[3]
+            self.going[3] = command[3]
             twist = np.concatenate([20 * (self.reference - position), 20 * tilt])
             twist[:4] += self.going
             speed = inverse @ twist + rest
@@ -449,7 +501,10 @@ class PourCoffee(gym.Env):
 
     def _observation(self):
         goal = np.append(self.goal, (0.0, 0.0, self.specification.goal_roll))
-        return np.concatenate([self.position, self.angles, self.velocity, goal]).astype(np.float32)
+        mug = np.concatenate([self.position, self.angles, self.velocity])
+        if r := self.randomization:
+            mug += np.repeat([r.position_noise, r.angle_noise, r.velocity_noise], 3) * self.np_random.normal(size=9)
+        return np.append(mug, goal).astype(np.float32)
 
     def _info(self, acceleration, jerk):
         coffee = self._coffee()
@@ -465,12 +520,12 @@ class PourCoffee(gym.Env):
                 lies[self.spheres.index(contact[2])] = True
         spilled, poured = int((lies & ~in_mug & ~in_cup).sum()), int(in_cup.sum())
         names = ("self_collision", *self.obstacles.values())
-        costs = {f"cost_{name}": float(name in self.touched) for name in names}
+        costs = {f"cost_{name}": float(name in self.touched and self.collision_violates) for name in names}
         costs["cost_spill"] = float(spilled > 0 and self.spill_violates)
         return {
             "cost": max(costs.values()),
             **costs,
-            "is_success": float(poured >= 0.9 * SPHERES),
+            "is_success": float(poured >= 0.9 * len(self.spheres)),
             "spilled": spilled,
             "poured": poured,
             "acceleration": acceleration,
@@ -488,3 +543,77 @@ for name, setting in {
     gym.register(
         name, entry_point="pour_coffee_env:PourCoffee", max_episode_steps=SPECIFICATION.episode_steps, kwargs=setting
     )
+
+
+def scripted_pour(acceleration=1.0, speed=0.4):
+    """policy(observation) -> action, for one episode: straight to the goal within these limits (m/s^2, m/s), roll."""
+    velocity = np.zeros(3)
+
+    def policy(observation):
+        nonlocal velocity
+        position, roll, goal = observation[:3], observation[5], observation[9:12]
+        way = goal - position
+        distance = np.linalg.norm(way)
+        change = way * min(2.0, speed / max(distance, 1e-9)) - velocity
+        step = acceleration * SPECIFICATION.control_period
+        velocity = velocity + change * min(1.0, step / max(np.linalg.norm(change), 1e-9))
+        pouring = distance < 0.01 or roll > 0.2
+        highest = SPECIFICATION.roll_rate_max
+        return np.append(velocity, np.clip(2 * (observation[14] - roll), -highest, highest) if pouring else 0.0)
+
+    return policy
+
+
+def main(
+    gui: bool = False,
+    random: bool = False,
+    episodes: int = 1,
+    seed: int = 1,
+    gif: str = "pour_coffee.gif",
+    mesh_dir: str | None = None,
+):
+    """A scripted pour: its numbers, and a GIF of its first episode.
+
+    Args:
+        gui: shows PyBullet's window, and makes no GIF
+        random: uniformly random actions instead
+        episodes: how many
+        seed: of the first, the others follow
+        gif: the file to write
+        mesh_dir: a folder with Kinova's own meshes of the arm
+    """
+    env = PourCoffee("human" if gui else "rgb_array", mesh_dir=mesh_dir)
+    env = gym.wrappers.TimeLimit(env, SPECIFICATION.episode_steps)
+    columns = "seed steps return success violation poured spilled acceleration jerk".split()
+    print("acceleration and jerk: means over the episode, m/s^2 and m/s^3")
+    print("  ".join(f"{name:>9}" for name in columns))
+    for k in range(episodes):
+        observation, info = env.reset(seed=seed + k)
+        env.action_space.seed(seed + k)
+        policy, ended, rewards, motion, frames = scripted_pour(), False, [], [], []
+        while not ended:
+            action = env.action_space.sample() if random else policy(observation)
+            observation, reward, terminated, truncated, info = env.step(action)
+            ended = terminated or truncated
+            rewards.append(reward)
+            motion.append((info["acceleration"], info["jerk"]))
+            if k == 0 and not gui:
+                frames.append(env.render())
+        kinds = [name.removeprefix("cost_") for name in info if name.startswith("cost_") and info[name]]
+        success = bool(info["is_success"] and not info["cost"])
+        row = seed + k, len(rewards), f"{sum(rewards):.1f}", success, ", ".join(kinds) or "none", info["poured"]
+        row += info["spilled"], *(f"{mean:.2f}" for mean in np.mean(motion, 0))
+        print("  ".join(f"{value!s:>9}" for value in row))
+        if frames:
+            from PIL import Image
+
+            first, *others = (Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE) for frame in frames)
+            first.save(gif, save_all=True, append_images=others, duration=100, loop=0)
+            print(f"written: {gif}")
+    env.close()
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

@@ -20,8 +20,8 @@ import numpy as np
 
 import benchmark_envs
 
-IDS = ("HumanoidVelocity", "FrankaDrawerClose", "CarCircle2", "PushTopple", "EggManipulate")
-# The environment that each is built on. FrankaDrawerClose's needs Isaac Gym and a GPU.
+IDS = ("HumanoidVelocity", "FrankaDrawerClose", "CarCircle2", "PushTopple", "EggManipulate", "PourCoffee")
+# The environment that each is built on. FrankaDrawerClose's needs Isaac Gym and a GPU, PourCoffee has none.
 BASES = {
     "HumanoidVelocity": lambda: benchmark_envs.import_safety_gymnasium().make("SafetyHumanoidVelocity-v1"),
     "CarCircle2": lambda: benchmark_envs.import_safety_gymnasium().make("SafetyCarCircle2-v0"),
@@ -31,7 +31,7 @@ BASES = {
 
 
 def make(env_id, **kwargs):
-    return gym.make(f"benchmark_envs:{env_id}", **kwargs)
+    return gym.make(f"{'pour_coffee_env' if env_id == 'PourCoffee' else 'benchmark_envs'}:{env_id}", **kwargs)
 
 
 def measure(env, steps=300):

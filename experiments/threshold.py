@@ -33,7 +33,8 @@ SEEDS = (1, 2)
 # Reduced: tau twice the default, so that Q_c forgets its first value, 0.5, within 3 / (tau (1 - gamma_c)) = 30,000.
 PROTOCOL = "--hidden-size 128 --batch-size 128 --tau 0.01 --learning-starts 2000 --total-timesteps 40000 --no-cuda"
 # flags, Table 1's nu_0
-TASKS = {"CarCircle2": ("--reward-scale 20", 100), "FrankaDrawerClose": ("", 10), "HumanoidVelocity": ("", 10)}
+TASKS = {"CarCircle2": ("--reward-scale 20", 100), "FrankaDrawerClose": ("", 10), "HumanoidVelocity": ("", 10),
+         "PourCoffee": ("--total-timesteps 60000", 10)}
 VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thousandth ("fast") of nu_0
     "ascent": "",
     "descent": "--epsilon-step descent",
@@ -44,6 +45,7 @@ VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thou
     "ascent_alpha": "--alpha-init 0.1",
     "descent_alpha": "--epsilon-step descent --alpha-init 0.1",
     "nonlinear_fast_alpha": "--epsilon-objective nonlinear --nu-lr {fast} --alpha-init 0.1",
+    "ascent_nu100": "--nu-init 100",
     "ascent_direct": "--no-alpha-through-epsilon",
     "ascent_else": "--no-store-violations-in-d",
     "nonlinear_fast_direct": "--epsilon-objective nonlinear --nu-lr {fast} --no-alpha-through-epsilon",
