@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python experiments/environments.py speed     # steps/s and reset, beside the base environments
     python experiments/environments.py random                      # what a random policy does in 100 episodes
+    python experiments/environments.py pour                        # scripted policies on PourCoffee, 100 episodes each
     python experiments/environments.py frames                      # experiments/images/*.png
     python experiments/environments.py sac                         # Stable-Baselines3's SAC, 2000 steps on each
                                                                    # (pip install stable-baselines3==2.3.2)
@@ -19,6 +20,7 @@ import imageio
 import numpy as np
 
 import benchmark_envs
+import pour_coffee_env
 
 IDS = ("HumanoidVelocity", "FrankaDrawerClose", "CarCircle2", "PushTopple", "EggManipulate", "PourCoffee")
 # The environment that each is built on. FrankaDrawerClose's needs Isaac Gym and a GPU, PourCoffee has none.
@@ -84,6 +86,48 @@ def random(episodes=100):
         env.close()
 
 
+def bang_bang():
+    """Each component of the velocity at its bound, towards the goal, which it overshoots back and forth; no roll."""
+    return lambda observation: np.append(0.5 * np.sign(observation[9:12] - observation[:3]), 0.0)
+
+
+def early_tilt():
+    return lambda observation: np.array([0.0, 0.0, 0.0, 0.8])
+
+
+def pour(episodes=100):
+    print("| policy | success | violation | first at step (median) | kinds | return | acceleration | jerk |")
+    print("|---|---|---|---|---|---|---|---|")
+    env = make("PourCoffee")
+    env.action_space.seed(0)
+    policies = {
+        "scripted, smooth": pour_coffee_env.scripted_pour, "scripted, bang-bang": bang_bang,
+        "scripted, tilted at once": early_tilt, "random": lambda: lambda observation: env.action_space.sample(),
+    }  # fmt: skip
+    for name, make_policy in policies.items():
+        successes, first, kinds, returns, motion = 0, [], {}, [], []
+        for k in range(episodes):
+            observation, _ = env.reset(seed=k)
+            policy, total, moved = make_policy(), 0.0, []
+            for step in range(1, 101):
+                observation, reward, terminated, truncated, info = env.step(policy(observation).astype(np.float32))
+                total += reward
+                moved.append((info["acceleration"], info["jerk"]))
+                if terminated or truncated:
+                    break
+            successes += info["is_success"] > 0 and not info["cost"]
+            returns.append(total)
+            motion.append(np.mean(moved, 0))
+            if info["cost"]:
+                first.append(step)
+            for key in info:
+                if key.startswith("cost_") and info[key]:
+                    kinds[key] = kinds.get(key, 0) + 1
+        median = np.median(first) if first else np.nan
+        print(f"| {name} | {successes / episodes:.2f} | {len(first) / episodes:.2f} | {median:.0f} | {kinds} "
+              f"| {np.mean(returns):.0f} | {np.mean(motion, 0)[0]:.2f} | {np.mean(motion, 0)[1]:.1f} |")  # fmt: skip
+
+
 def frames():
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images")
     os.makedirs(folder, exist_ok=True)
@@ -112,7 +156,7 @@ def sac(steps=2000):
 
 
 if __name__ == "__main__":
-    commands = dict(speed=speed, random=random, frames=frames, sac=sac)
+    commands = dict(speed=speed, random=random, pour=pour, frames=frames, sac=sac)
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]]()

@@ -200,7 +200,7 @@ def table():
     }
     print(f"| task | variant | seed | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 3)}")
     for env_id, variant, seed in RUNS:
-        if curves := read(env_id, variant, seed):
+        if (curves := read(env_id, variant, seed)) and "eval/violation" in curves:  # not one that was stopped
             ends = [last(curves, tag) for tag in columns.values()]
             of = {"charts/violations_total": max, "meta/nu_star": np.median}
             means = [of.get(tag, np.mean)(x) for tag, x in zip(columns.values(), ends)]
