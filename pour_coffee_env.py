@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 import tempfile
 import time
 import types
@@ -21,21 +22,34 @@ import gymnasium as gym
 import numpy as np
 
 
+# Mug, cup and coffee (m, kg). The mug is filled to the brim: the upper spheres' centres lie 1 to 3 mm above its rim.
+# With their centres below it, motion within the specification hardly spills any, and only tilt would (measured).
+MUG_RADIUS, MUG_WALL, MUG_DEPTH, MUG_FOOT = 0.035, 0.006, 0.025, 0.028  # inner radius; the solid part below the coffee
+CUP_RADIUS, CUP_WALL, CUP_HEIGHT = 0.05, 0.005, 0.09
+CUP_RIM = np.array([0.0, -0.06, -0.08])  # the centre of the cup's rim, from the goal
+STAND = 0.08  # half the width of the block on which the cup stands
+SPHERES, SPHERE_RADIUS, SPHERE_MASS, FRICTION = 14, 0.01, 0.004, 0.1
+SUBSTEP, TICK = 1 / 240, 6  # s; substeps between two readings of the joints (25 ms, the robot's own command period)
+
+
 @dataclasses.dataclass(frozen=True)
 class Specification:
     """What the simulated and the real task share, so that both saturate alike. Lengths in m, angles in rad, SI units.
 
-    Positions are those of the mug's centre in the frame of the robot's base (x forward, y left, z up).
+    Positions are those of the mug's centre in the frame of the robot's base (x forward, y left, z up). ValueError where
+    one is none that the task can be played with.
     """
 
-    control_period: float = 0.1  # s: 10 Hz
-    speed_max: float = 0.5  # m/s, the norm: the Gen3's own limit for twist commands
+    control_period: float = 0.1  # s: 10 Hz; a multiple of 25 ms
+    speed_max: float = 0.5  # m/s, the commanded norm: the Gen3's own limit for twist commands
     acceleration_max: float = 5.0  # m/s^2, the norm
     roll_rate_max: float = 0.8  # rad/s
     roll_max: float = 2.6  # rad, to either side
-    latency: float = 0.0  # s, from the observation to the motion that answers it; the simulated arm waits as long
+    latency: float = 0.0  # s, from the observation to the motion that answers it, at most a period; simulated in 25 ms
     workspace_low: tuple = (0.40, -0.40, 0.20)  # m
     workspace_high: tuple = (0.70, 0.20, 0.55)  # m
+    elbow: tuple = (0.287, 0.0, 0.285)  # m; nearer to this than elbow_radius the elbow's end lets no level mug come
+    elbow_radius: float = 0.26  # m: 0.24 (computed) and a margin
     home: tuple = (0.0, 15.0, 180.0, -130.0, 0.0, 55.0, 90.0)  # degrees, the robot's built-in Home
     goal: tuple = (0.55, -0.25, 0.30)  # m, where the mug has to be to pour; the cup stands beside and below it
     goal_roll: float = 2.2  # rad
@@ -44,14 +58,29 @@ class Specification:
     r_spill: float = -1.0  # r3
     goal_reward: float = 10.0
     d_thresh: float = 0.05  # m
-    episode_steps: int = 100
+    episode_steps: int = 100  # for those who register the environment; gym.make(..., max_episode_steps=) overrides it
+
+    def __post_init__(self):
+        low, goal, high = (np.array(corner) for corner in (self.workspace_low, self.goal, self.workspace_high))
+        ticks, floor = self.control_period / (TICK * SUBSTEP), CUP_HEIGHT - CUP_RIM[2]
+        for holds, rule in (
+            (ticks > 0.5 and abs(ticks - round(ticks)) < 1e-6, "control_period has to be a multiple of 0.025 s"),
+            (0 <= self.latency <= self.control_period, "latency has to be between 0 and control_period"),
+            (min(self.speed_max, self.acceleration_max, self.roll_rate_max) > 0, "the bounds have to be above 0"),
+            ((low < goal).all() and (goal < high).all(), "the goal has to lie in the workspace"),
+            (np.linalg.norm(goal - self.elbow) > self.elbow_radius, "the goal has to be out of the elbow's way"),
+            (goal[2] > floor, f"the goal has to be over {floor:.2f} m above the table, for the cup to stand below it"),
+        ):
+            if not holds:
+                raise ValueError(f"{rule}, but this is {self}")
 
     def limit(self, action, position, velocity, roll, last):
         """What is done of an action, (4,) in m/s and rad/s, given the mug's state (SI units) and what was done last.
 
-        In this order: each component, the norm of the velocity, its change, and the workspace. Towards a wall the mug
-        goes no faster than lets it stop before it, at `acceleration_max`, from where and how fast it will be when the
-        action takes effect, `latency` later, and again after that period. That comes before the bound on the change.
+        In this order: each component, the norm of the velocity, its change, and the workspace: a box, without a ball.
+        Towards a wall the mug goes no faster than lets it stop before it, at `acceleration_max`, from where and how
+        fast it will be when the action takes effect, `latency` later, and again after that period. That comes before
+        the bound on the change.
         """
         dt, a_max = self.control_period, self.acceleration_max
         highest = np.array([self.speed_max] * 3 + [self.roll_rate_max])
@@ -59,15 +88,25 @@ class Specification:
         wanted = action[:3] * min(1.0, self.speed_max / max(np.linalg.norm(action[:3]), 1e-9))
         change = wanted - last[:3]
         wanted = last[:3] + change * min(1.0, a_max * dt / max(np.linalg.norm(change), 1e-9))
-        stop = max(dt, 2 * self.speed_max / a_max) / 2  # s: times a speed, the way in which it is gone, while others turn
-        bounds = []
-        for wall, side in ((self.workspace_low, -1), (self.workspace_high, 1)):
-            speed = np.maximum(0, np.maximum(side * velocity, side * last[:3]))  # towards the wall
-            room = side * (wall - position) - self.latency * speed
-            bounds.append(side * np.maximum(0, np.minimum((room - stop * speed) / dt, room / (dt + stop))))
+        stop = max(dt, 2 * self.speed_max / a_max) / 2  # s; times a speed: the way to its end, while others turn
+
+        def bound(distance, *speeds):  # towards a wall: from the distance, and the speeds of mug and last action
+            speed = np.maximum(0, np.maximum(*speeds))
+            room = distance - self.latency * speed
+            return np.maximum(0, np.minimum((room - stop * speed) / dt, room / (dt + stop)))
+
+        away = (position - self.elbow) / max(np.linalg.norm(position - self.elbow), 1e-9)
+        nearer = bound(np.linalg.norm(position - self.elbow) - self.elbow_radius, -away @ velocity, -away @ last[:3])
+        wanted = wanted + away * max(0.0, -away @ wanted - nearer)
+        wanted = np.clip(
+            wanted,
+            -bound(position - self.workspace_low, -velocity, -last[:3]),
+            bound(self.workspace_high - position, velocity, last[:3]),
+        )
+        wanted = wanted * min(1.0, nearer / max(-away @ wanted, 1e-9))  # where the box has cut what leads away
         roll = roll + self.latency * last[3]
         turn = np.clip(action[3], (-self.roll_max - roll) / dt, (self.roll_max - roll) / dt)
-        return np.append(np.clip(wanted, *bounds), turn)
+        return np.append(wanted, turn)
 
     def reward(self, distance, roll, acceleration=0.0, spilled=False):
         """Eq. 17: distance to the goal (m), roll (rad); acceleration (m/s^2) and spill where the setting has them."""
@@ -93,6 +132,15 @@ class Randomization:
     action_delay: tuple = (0.0, 0.1)  # s, beside the specification's latency, in steps of 25 ms
     friction: tuple = (0.05, 0.2)  # of mug and coffee, each
     fill: tuple = (0.7, 1.0)  # share of the coffee; the uppermost spheres are left out
+
+    def __post_init__(self):
+        for name, least, most in (("action_delay", 0, 10), ("friction", 0, 10), ("fill", 1 / SPHERES, 1)):
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} has to be (low, high) within [{least:.2g}, {most}], but it is {(low, high)}")
+        for name in ("position_noise", "angle_noise", "velocity_noise"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name}, a standard deviation, has to be at least 0, but it is {getattr(self, name)}")
 
 
 # The Gen3 with seven joints, as Kinova publishes it (kortex_description, GEN3-7DOF-NOVISION V12)
@@ -122,15 +170,6 @@ LINKS = (
     ("spherical_wrist_2", 0.6781, (0, -0.0455, -0.01), (1.64e-3, 4e-4, 1.64e-3), (0, -0.0415, -0.009), 1, 0.035, 0.153),
     ("bracelet_no_vision", 0.364, (0, 0, -0.0229), (2.14e-4, 2.23e-4, 2.4e-4), (0, 0, -0.032), 0, 0.038, 0.064),
 )
-
-# Mug, cup and coffee (m, kg). The mug is filled to the brim: the upper spheres' centres lie 1 to 3 mm above its rim.
-# With their centres below it, motion within the specification hardly spills any, and only tilt would (measured).
-MUG_RADIUS, MUG_WALL, MUG_DEPTH, MUG_FOOT = 0.035, 0.006, 0.025, 0.028  # inner radius; the solid part below the coffee
-CUP_RADIUS, CUP_WALL, CUP_HEIGHT = 0.05, 0.005, 0.09
-CUP_RIM = np.array([0.0, -0.06, -0.08])  # the centre of the cup's rim, from the goal
-STAND = 0.08  # half the width of the block on which the cup stands
-SPHERES, SPHERE_RADIUS, SPHERE_MASS, FRICTION = 14, 0.01, 0.004, 0.1
-SUBSTEP, TICK = 1 / 240, 6  # s; substeps between two readings of the joints (25 ms, the robot's own command period)
 
 
 def rotation_x(angle):
@@ -246,7 +285,8 @@ class PourCoffee(gym.Env):
     `Box((4,), float32)`: velocity of the mug x, y, z, +-0.5 m/s, and rate of its roll phi, +-0.8 rad/s. Values outside
     are clipped; one that is not finite, or another shape, raises ValueError. `Specification.limit` then bounds the
     norms of velocity and acceleration and keeps the mug in the workspace. Damped least squares and joint speed limits
-    turn that into joint velocities; the mug's pitch and yaw are held at 0.
+    turn that into joint velocities, slower where a joint cannot follow (sideways at Home: from about 0.3 m/s on); the
+    mug's pitch and yaw are held at 0.
 
     ## Observation Space
     `Box((15,), float32)` (Appendix D), in the frame of the robot's base:
@@ -266,15 +306,16 @@ class PourCoffee(gym.Env):
     ## Cost
     | info key | 1.0 when |
     |---|---|
-    | `cost_spill` | a sphere lies outside mug and cup, or touches arm or gripper (not: in flight) |
-    | `cost_self_collision` | two links of arm, gripper and mug touch that are not neighbours |
+    | `cost_spill` | at the end of the step a sphere lies outside mug and cup, or on arm or gripper (not: in flight) |
+    | `cost_self_collision` | two links of arm, gripper and mug touch that are at least three apart |
     | `cost_collision_table`, `_stand`, `_cup` | arm, gripper or mug touches it |
     | `cost` | the maximum of these |
 
     0 where the setting does not make it a violation.
 
     Also in `info`: `is_success` (nine tenths of the coffee are in the cup), `spilled` and `poured` (numbers of
-    spheres), `acceleration` (m/s^2) and `jerk` (m/s^3), norms of the differences between control steps.
+    spheres), `acceleration` (m/s^2) and `jerk` (m/s^3), norms of the differences between control steps. `is_success`
+    does not ask for the last tenth: where a spill is no violation, one sphere may lie beside the cup.
 
     ## Starting State
     The arm at the robot's Home, the mug at (0.577, 0.001, 0.434) m, upright and full. Goal, stand and cup lie within
@@ -319,6 +360,19 @@ class PourCoffee(gym.Env):
     ):
         import pybullet  # here, because its import prints a line
 
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode has to be None, human or rgb_array, but it is {render_mode!r}")
+        if render_mode == "human" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            raise RuntimeError("there is no display for render_mode human (PyBullet would end the program)")
+        if not isinstance(randomization, Randomization | None):
+            raise ValueError(f"randomization has to be None or a Randomization, but it is {randomization!r}")
+        reach = np.array([goal_range, goal_range, 0.0])
+        goal, low, high = specification.goal, specification.workspace_low, specification.workspace_high
+        if not (goal_range >= 0 and (goal - reach > low).all() and (goal + reach < high).all()):
+            raise ValueError(f"goal_range has to be >= 0 and keep the goal in the workspace, but it is {goal_range}")
+        # PyBullet remembers a file by its path, so the two mugs have one each
+        models = {"tall": arm_urdf(0.08), "arm": arm_urdf(MUG_DEPTH / 2, mesh_dir), "cup": cup_urdf()}
+
         self.render_mode, self.goal_range, self.specification = render_mode, goal_range, specification
         self.acceleration_reward, self.spill_penalty = acceleration_reward, spill_penalty
         self.spill_violates, self.collision_violates = spill_violates, collision_violates
@@ -335,8 +389,6 @@ class PourCoffee(gym.Env):
         }
         self.bullet = types.SimpleNamespace(**names)
         self.folder = tempfile.TemporaryDirectory()
-        # PyBullet remembers a file by its path, so the two mugs have one each
-        models = {"tall": arm_urdf(0.08), "arm": arm_urdf(MUG_DEPTH / 2, mesh_dir), "cup": cup_urdf()}
         for name, xml in models.items():
             with open(os.path.join(self.folder.name, f"{name}.urdf"), "w") as file:
                 file.write(xml)
@@ -385,7 +437,6 @@ class PourCoffee(gym.Env):
         for tick in range((len(self.commands) - 1) * ticks, len(self.commands) * ticks):
             self._drive(self.commands[max(0, tick - self.delay) // ticks])
             self._touch()
-        self._look()
         acceleration = (self.velocity - self.last_velocity) / spec.control_period
         jerk = float(np.linalg.norm(acceleration - self.last_acceleration) / spec.control_period)
         self.last_velocity, self.last_acceleration = self.velocity, acceleration
@@ -454,17 +505,13 @@ class PourCoffee(gym.Env):
         for sphere in self.spheres:
             p.changeDynamics(sphere, -1, lateralFriction=friction, linearDamping=0.05, angularDamping=0.3)
 
-    def _joints(self):
-        return np.array([state[:2] for state in self.bullet.getJointStates(self.arm, range(7))]).T
-
     def _coffee(self):
         return np.array([self.bullet.getBasePositionAndOrientation(sphere)[0] for sphere in self.spheres])
 
     def _drive(self, command):
         """25 ms of motion: ramp towards the command, damped least squares, joint speeds, physics."""
         p, spec = self.bullet, self.specification
-        q, _ = self._joints()
-        position, R, J = kinematics(q)
+        q, position, R, J = self.q, self.position, self.R, self.J
         inverse = J.T @ np.linalg.inv(J @ J.T + 1e-4 * np.eye(6))
         homewards = (np.radians(spec.home) - q + math.pi) % (2 * math.pi) - math.pi
         rest = (np.eye(7) - inverse @ J) @ (0.5 * homewards)  # the one freedom that seven joints leave
@@ -476,7 +523,12 @@ class PourCoffee(gym.Env):
             twist = np.concatenate([20 * (self.reference - position), 20 * tilt])
             twist[:4] += self.going
             speed = inverse @ twist + rest
-            speed[(np.abs(q) > JOINT_LIMIT - 0.02) & (speed * q > 0)] = 0.0
+            ended = np.zeros(7, bool)
+            for _ in range(2):  # a joint at its end stays there, and the others do what it would have done
+                ended |= (np.abs(q) > JOINT_LIMIT - 0.02) & (speed * q > 0)
+                if ended.any():
+                    free = J * ~ended
+                    speed = free.T @ np.linalg.solve(free @ free.T + 1e-3 * np.eye(6), twist)
             slower = min(1.0, (JOINT_SPEED / np.maximum(np.abs(speed), 1e-9)).min())
             self.reference = self.reference + slower * SUBSTEP * self.going[:3]
             position = position + slower * SUBSTEP * self.going[:3]
@@ -485,6 +537,11 @@ class PourCoffee(gym.Env):
                 self.arm, range(7), p.VELOCITY_CONTROL, targetVelocities=slower * speed, forces=JOINT_EFFORT
             )
             p.stepSimulation()
+        # Where the arm cannot follow (a joint's end, an obstacle) the reference waits for it, 1 cm and 0.05 rad ahead
+        self._look()
+        lead, turn = self.reference - self.position, self.roll_reference - self.angles[2]
+        self.reference = self.position + lead * min(1.0, 0.01 / max(np.linalg.norm(lead), 1e-9))
+        self.roll_reference = self.angles[2] + max(-0.05, min(0.05, turn))
 
     def _touch(self):
         for contact in self.bullet.getContactPoints(self.arm):
@@ -495,9 +552,9 @@ class PourCoffee(gym.Env):
                     self.touched.add("self_collision")
 
     def _look(self):
-        q, qd = self._joints()
-        self.position, self.R, J = kinematics(q)
-        self.angles, self.velocity = tait_bryan(self.R), (J @ qd)[:3]
+        self.q, qd = np.array([state[:2] for state in self.bullet.getJointStates(self.arm, range(7))]).T
+        self.position, self.R, self.J = kinematics(self.q)
+        self.angles, self.velocity = tait_bryan(self.R), (self.J @ qd)[:3]
 
     def _observation(self):
         goal = np.append(self.goal, (0.0, 0.0, self.specification.goal_roll))
@@ -582,7 +639,13 @@ def main(
         gif: the file to write
         mesh_dir: a folder with Kinova's own meshes of the arm
     """
-    env = PourCoffee("human" if gui else "rgb_array", mesh_dir=mesh_dir)
+    writable = gif.lower().endswith(".gif") and os.access(os.path.dirname(gif) or ".", os.W_OK)
+    if episodes < 1 or seed < 0 or not writable:
+        sys.exit("episodes has to be at least 1, seed at least 0, and gif a .gif in a folder that can be written to")
+    try:
+        env = PourCoffee("human" if gui else "rgb_array", mesh_dir=mesh_dir)
+    except (FileNotFoundError, RuntimeError) as error:
+        sys.exit(str(error))
     env = gym.wrappers.TimeLimit(env, SPECIFICATION.episode_steps)
     columns = "seed steps return success violation poured spilled acceleration jerk".split()
     print("acceleration and jerk: means over the episode, m/s^2 and m/s^3")

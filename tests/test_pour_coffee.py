@@ -52,8 +52,8 @@ def test_stable_baselines3s_checker(env_id):
     env.close()
 
 
-def test_kinematics_at_kinovas_poses(env):
-    """Home and Zero of the real arm, with the tool 12 cm before the flange; roll of joint 7 is roll of the mug alone."""
+def test_kinematics_at_kinovas_poses():
+    """Home and Zero of the real arm, the tool 12 cm before the flange; roll of joint 7 is roll of the mug alone."""
     home = np.radians(pour.SPECIFICATION.home)
     position, R, _ = pour.kinematics(home)
     assert np.allclose(position, (0.5767, 0.0014, 0.4337), atol=1e-4)
@@ -185,14 +185,13 @@ EQUATION_17 = (  # distance (m), roll (rad), acceleration (m/s^2), spilled; the 
 def test_equation_17_by_hand(env_id, monkeypatch):
     env = gym.make(f"pour_coffee_env:{env_id}").unwrapped
     env.reset(seed=0)
-    monkeypatch.setattr(env, "_drive", lambda command: None)
     for distance, roll, acceleration, spilled, *rewards in EQUATION_17:
         def look():  # where the mug is found after the motion
             env.position, env.angles = env.goal + (0, distance, 0), np.array([0, 0, roll])
             env.velocity = env.last_velocity + (0.1 * acceleration, 0, 0)
 
         info = dict(env._info(acceleration, 0.0), spilled=3 * spilled)
-        monkeypatch.setattr(env, "_look", look)
+        monkeypatch.setattr(env, "_drive", lambda command: look())
         monkeypatch.setattr(env, "_info", lambda acceleration, jerk: dict(info, acceleration=acceleration))
         reward = env.step(np.zeros(4))[1]
         assert reward == pytest.approx(rewards[max(0, IDS.index(env_id) - 1)], abs=1e-9)
@@ -214,22 +213,31 @@ def test_where_a_spill_is_no_violation_it_is_told_all_the_same():
 
 
 @pytest.mark.parametrize(
-    "name, to",
+    "name, way",
     [
-        ("collision_cup", (0.55, -0.31, 0.16)),
-        ("collision_stand", (0.55, -0.20, 0.08)),
-        ("collision_table", (0.65, 0.0, -0.1)),
-        ("self_collision", (0.0, 0.1, 0.2)),
+        ("collision_cup", [(0.55, -0.31, 0.16)]),
+        ("collision_stand", [(0.55, -0.20, 0.08)]),
+        ("collision_table", [(0.65, 0.0, -0.1)]),
+        ("self_collision", [(0.0, 0.4, 0.1), (0.0, 0.0, 0.1)]),  # to the side, then into the base
     ],
 )
-def test_a_collision_is_caught_by_name_where_it_is_a_violation(name, to):
-    """On the way to a place that the specification's workspace would not allow, a spill being no violation."""
-    wide = dataclasses.replace(pour.SPECIFICATION, workspace_low=(-0.6, -0.6, -0.2))
+def test_a_collision_is_caught_by_name_where_it_is_a_violation(name, way):
+    """On a way that the specification's workspace would not allow, a spill being no violation."""
+    wide = dataclasses.replace(
+        pour.SPECIFICATION, workspace_low=(-0.9,) * 3, workspace_high=(0.9, 0.9, 1.3), elbow_radius=0.0
+    )
     for violates in (True, False):
         env = gym.make(
             "pour_coffee_env:PourCoffeeSim2", specification=wide, goal_range=0.0, collision_violates=violates
         )
-        steps, _, info = play(env, 0, lambda obs: np.append(3 * (np.array(to) - obs[:3]), 0))
+        points = list(way)
+
+        def policy(obs):
+            if len(points) > 1 and np.linalg.norm(points[0] - obs[:3]) < 0.04:
+                points.pop(0)
+            return np.append(3 * (points[0] - obs[:3]), 0)
+
+        steps, _, info = play(env, 0, policy)
         costs = {key for key in info if key.startswith("cost") and info[key]}
         assert costs == ({"cost", f"cost_{name}"} if violates else set()) and violates == (steps < 100)
         assert name in env.unwrapped.touched
@@ -273,23 +281,117 @@ def ramp(velocity, towards, a_max, dt, n=100):
 def test_limits_hold_and_an_arm_that_ramps_and_is_late_stays_in_the_workspace(latency, a_max):
     spec = dataclasses.replace(pour.SPECIFICATION, latency=latency, acceleration_max=a_max)
     low, high, rng = np.array(spec.workspace_low), np.array(spec.workspace_high), np.random.default_rng(0)
-    position, velocity, roll, last, reached = np.array([0.5, 0.0, 0.4]), np.zeros(3), 0.0, np.zeros(4), []
+    position, velocity, roll, last, reached = np.array([0.6, 0.0, 0.4]), np.zeros(3), 0.0, np.zeros(4), []
     for step in range(2000):
         if step % 10 == 0:
             towards = rng.choice([-1, 1], 4) * 10 ** rng.uniform(-2, 9)
         now = spec.limit(towards * rng.uniform(0.5, 1, 4), position, velocity, roll, last)
         assert np.linalg.norm(now[:3]) <= spec.speed_max + 1e-9 and abs(now[3]) <= spec.roll_rate_max
-        free = (position - low > 0.2 + latency).all() and (high - position > 0.2 + latency).all()
-        if free:  # the bound on the change yields to the walls only
-            assert np.linalg.norm(now[:3] - last[:3]) <= a_max * 0.1 + 1e-9
         for command, dt in ((last, latency), (now, 0.1 - latency)):
             moved, velocity = ramp(velocity, command[:3], a_max, dt)
             position, roll = position + moved, roll + dt * command[3]
             assert (position >= low - 1e-4).all() and (position <= high + 1e-4).all()
+            assert np.linalg.norm(position - spec.elbow) > spec.elbow_radius - 1e-3
             assert abs(roll) <= spec.roll_max + 1e-9
         last = now
         reached.append(position)
     assert np.allclose(np.min(reached, 0), low, atol=0.01) and np.allclose(np.max(reached, 0), high, atol=0.01)
+
+
+def test_far_from_the_walls_the_change_of_the_velocity_is_bounded():
+    spec, rng = pour.SPECIFICATION, np.random.default_rng(0)
+    wide = dataclasses.replace(
+        spec, workspace_low=(-9,) * 3, workspace_high=(9,) * 3, elbow_radius=0.0, acceleration_max=2.0
+    )
+    last, largest = np.zeros(4), 0.0
+    for _ in range(500):
+        now = wide.limit(rng.uniform(-1, 1, 4) * 10 ** rng.uniform(-2, 9), np.array([5, 5, 5]), last[:3], 0.0, last)
+        largest = max(largest, np.linalg.norm(now[:3] - last[:3]))
+        last = now
+    assert largest == pytest.approx(0.2, abs=1e-9)
+
+
+def test_the_simulated_arm_keeps_its_limits_and_the_mug_the_workspace():
+    """At full speed into every corner, also where joints come to their ends: the mug stays in there, and upright."""
+    env = gym.make("pour_coffee_env:PourCoffeeSim2")
+    u, spec, rng, near, far, steps = env.unwrapped, pour.SPECIFICATION, np.random.default_rng(7), [], [], 0
+    for episode in range(12):
+        env.reset(seed=episode)
+        for step in range(100):
+            if step % 10 == 0:
+                action = rng.choice([-1, 1], 4) * (0.5, 0.5, 0.5, 0.8)
+                action[0] = -0.5 if episode < 6 else action[0]
+            *_, terminated, _, info = env.step(action)
+            if terminated:
+                break
+            steps += 1
+            q, qd = np.array([state[:2] for state in u.bullet.getJointStates(u.arm, range(7))]).T
+            assert (np.abs(q) < pour.JOINT_LIMIT).all() and (np.abs(qd) < pour.JOINT_SPEED + 0.1).all()
+            assert np.linalg.norm(u.velocity) < 0.55 and np.abs(u.angles[:2]).max() < 0.05
+            assert (u.position > np.array(spec.workspace_low) - 0.006).all()
+            assert (u.position < np.array(spec.workspace_high) + 0.006).all()
+            near.append(np.linalg.norm(u.position - spec.elbow) - spec.elbow_radius)
+            far.append((np.abs(q) / pour.JOINT_LIMIT).max())
+    assert steps > 400 and -0.006 < min(near) < 0.01 and max(far) > 0.98
+    env.close()
+
+
+def test_the_arm_ramps(env):
+    env.reset(seed=0)
+    u, speeds = env.unwrapped, []
+    drive = u._drive
+    u._drive = lambda command: (drive(command), speeds.append(np.linalg.norm(u.going[:3])))
+    u.step(np.array([0.3, 0, 0, 0]))
+    del u._drive
+    assert np.allclose(speeds, (0.125, 0.25, 0.3, 0.3))  # 5 m/s^2, 25 ms
+
+
+def test_what_is_spilled_and_what_is_poured(env):
+    """Spheres put here and there: on the stand, the table and the gripper, in flight, in the cup."""
+    env.reset(seed=0)
+    u = env.unwrapped
+    outside = u.goal + pour.CUP_RIM + (0, 0, -pour.CUP_HEIGHT)  # the middle of the stand's top
+
+    def told(*places):
+        env.reset(seed=0)
+        for sphere, place in zip(u.spheres, places):
+            u.bullet.resetBasePositionAndOrientation(sphere, place, (0, 0, 0, 1))
+        u.bullet.performCollisionDetection()
+        return tuple(u._info(0, 0)[key] for key in ("spilled", "poured", "is_success"))
+
+    assert told() == (0, 0, 0)
+    assert told(outside + (0.07, 0, 0.01)) == (1, 0, 0)
+    assert told((0.3, 0.3, 0.01)) == (1, 0, 0)
+    assert told(u.position + (0, 0.2, 0), outside + (0, 0, 0.2)) == (0, 0, 0)
+    finger = u.bullet.getLinkState(u.arm, u.mug - 1, 0, 1)
+    side = np.reshape(u.bullet.getMatrixFromQuaternion(finger[5]), (3, 3)) @ (0.047 + 0.013, -0.025, 0.12)
+    assert told(finger[4] + side) == (1, 0, 0)
+    inside = [outside + (0, 0, 0.02)] * 13
+    assert told(*inside) == (0, 13, 1) and told(*inside[1:]) == (0, 12, 0)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: pour.PourCoffee("ansi"), "render_mode"),
+        (lambda: pour.PourCoffee(goal_range=-0.1), "goal_range"),
+        (lambda: pour.PourCoffee(goal_range=0.5), "goal_range"),
+        (lambda: pour.PourCoffee(randomization=True), "randomization"),
+        (lambda: pour.Randomization(friction=(0.2, 0.1)), "friction"),
+        (lambda: pour.Randomization(fill=(0, 1)), "fill"),
+        (lambda: pour.Randomization(action_delay=(-0.1, 0)), "action_delay"),
+        (lambda: pour.Randomization(position_noise=-1), "position_noise"),
+        (lambda: pour.Specification(latency=0.2), "latency"),
+        (lambda: pour.Specification(latency=-0.1), "latency"),
+        (lambda: pour.Specification(control_period=0.06), "control_period"),
+        (lambda: pour.Specification(goal=(0.9, 0, 0.3)), "workspace"),
+        (lambda: pour.Specification(goal=(0.55, 0, 0.16), workspace_low=(0, -1, 0)), "table"),
+        (lambda: pour.Specification(speed_max=0), "bounds"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("action", [(math.nan, 0, 0, 0), (0, math.inf, 0, 0), (0, 0, 0)])
@@ -341,7 +443,7 @@ def test_randomization_is_off_by_default_and_each_part_does_what_it_says():
     assert np.allclose(late[1, :3], plain[0, :3], atol=5e-4) and np.allclose(late[2:, :9], plain[1:-1, :9], atol=5e-3)
 
     _, env = trajectory(randomization=pour.Randomization(**QUIET | dict(fill=(0.7, 0.7), friction=(0.2, 0.2))))
-    assert len(env.spheres) == 10
+    assert len(env.spheres) == 10 and env._coffee()[:, 2].max() < env.position[2] + pour.MUG_DEPTH / 2  # below the brim
     for body, part in ((env.arm, env.mug), (env.spheres[0], -1)):
         assert env.bullet.getDynamicsInfo(body, part)[1] == pytest.approx(0.2)
 
@@ -403,3 +505,6 @@ def test_the_demonstration(tmp_path):
     row = result.stdout.splitlines()[-2].split()
     assert row[:2] == ["1", "100"] and row[3:7] == ["True", "none", "14", "0"]
     assert (tmp_path / "pour.gif").read_bytes()[:3] == b"GIF"
+    for flags in (("--gif", "nowhere/pour.gif"), ("--episodes", "0"), ("--mesh-dir", "nowhere")):
+        result = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 1 and "Traceback" not in result.stderr
