@@ -77,7 +77,7 @@ class Specification:
     def limit(self, action, position, velocity, roll, last):
         """What is done of an action, (4,) in m/s and rad/s, given the mug's state (SI units) and what was done last.
 
-        In this order: each component, the norm of the velocity, its change, the workspace (a box less the `elbow` ball).
+        In this order: each component, the velocity's norm, its change, the workspace (a box less the `elbow`'s ball).
         Towards a wall the mug goes no faster than lets it stop before it, at `acceleration_max`, from where and how
         fast it will be when the action takes effect, `latency` later, and again after that period. That comes before
         the bound on the change.
