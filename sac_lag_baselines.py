@@ -43,7 +43,7 @@ ENVIRONMENTS = {
     "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0),
     "EggManipulate": ("benchmark_envs", 0.5, 100.0, 1.0),
     # Table 2's settings; epsilon and nu are ours, untuned
-    **{f"PourCoffee{setting}": ("pour_coffee_env", 0.5, 10.0, 10.0) for setting in ("", "Sim1", "Sim2", "Sim3", "Sim4")},
+    **{f"PourCoffee{row}": ("pour_coffee_env", 0.5, 10.0, 10.0) for row in ("", "Sim1", "Sim2", "Sim3", "Sim4")},
 }
 OTHER = ("", 0.5, 10.0, 10.0)  # for any other environment: ours, untuned
 FORMAT = "sac_lag_baselines 1"  # of the files that `save` writes; another number where an old file would be misread
@@ -411,8 +411,7 @@ if __name__ == "__main__":
                 flag = f"--{name.replace('_', '-')}"
                 print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
                 setattr(args, name, checkpoint["args"][name])
-    for module in ("benchmark_envs:", "pour_coffee_env:"):  # either spelling gets Table 1's nu
-        args.env_id = args.env_id.removeprefix(module)
+    args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
     _, table_epsilon, table_nu_lag, table_nu_rcpo = ENVIRONMENTS.get(args.env_id, OTHER)
     table_nu_init = table_nu_lag if args.algo == "sacv2-lag" else table_nu_rcpo
     args.nu_init = table_nu_init if args.nu_init is None else args.nu_init

@@ -508,3 +508,12 @@ def test_the_demonstration(tmp_path):
     for flags in (("--gif", "nowhere/pour.gif"), ("--episodes", "0"), ("--mesh-dir", "nowhere")):
         result = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("script", ["meta_sac_lag.py", "sac_lag_baselines.py"])
+def test_both_scripts_know_the_ids(run_here, monkeypatch, script):
+    root = Path(pour.__file__).parent
+    monkeypatch.syspath_prepend(str(root))
+    flags = "--total-timesteps 12 --learning-starts 10 --initial-states 2 --batch-size 4 --hidden-size 8".split()
+    result = run_here("--env-id", "PourCoffeeSim4", *flags, script=root / script)
+    assert result.returncode == 0 and "PourCoffeeSim4: observation 15, action 4" in result.stdout + result.stderr
