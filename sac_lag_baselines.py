@@ -66,6 +66,9 @@ class Args:
     evaluate: str | None = None  # a run folder (its last policy) or a policy_*.pt: no training, a table and a JSON file
     episodes: int = 10  # episodes of an evaluation
     eval_every: int = 0  # steps between two evaluations while training, at the next episode end; 0: none
+    real_robot: bool = False  # whether Pour Coffee is a Kinova Gen3's: read "On the real arm" in README.md first
+    robot_ip: str = "192.168.1.10"  # the robot's address; fake: a rehearsal on a simulated arm
+    spill_scale: str | None = None  # a serial port with a scale under the robot's tray, beside the operator's key
 
     # Algorithm specific arguments
     total_timesteps: int = 1_000_000  # environment steps of the run
@@ -208,10 +211,13 @@ class Contract(gym.Wrapper):
     def reset(self, *, seed=None, options=None):
         random.seed(seed)  # this and the next for environments that use the global generators
         np.random.seed(seed)
-        obs, info = self.env.reset(seed=seed, options=options)
+        try:
+            obs, info = self.env.reset(seed=seed, options=options)
+        except gym.error.Error as error:  # a robot that cannot go on, or its operator
+            fail(error)
         self.check_finite(observation=obs)
         self.statistics = {"episodic_return": 0.0, "episodic_length": 0}
-        self.effort = {"acceleration": [], "jerk": []}
+        self.means = {"acceleration": [], "jerk": [], "delay": [], "overrun": []}
         return obs, info
 
     def step(self, action):
@@ -238,14 +244,14 @@ class Contract(gym.Wrapper):
 
         self.statistics["episodic_return"] += float(reward)
         self.statistics["episodic_length"] += 1
-        for key, values in self.effort.items():
+        for key, values in self.means.items():
             values.extend([float(info[key])] if key in info else [])
         if terminated or truncated:
             self.statistics["violation"] = info["cost"]
             self.statistics |= {key: float(info[key] > 0) for key in info if key.startswith("cost_")}
             if "is_success" in info:  # at the last step, and no step violated
                 self.statistics["success"] = float(info["is_success"]) * (1 - info["cost"])
-            self.statistics |= {key: float(np.mean(values)) for key, values in self.effort.items() if values}
+            self.statistics |= {key: float(np.mean(values)) for key, values in self.means.items() if values}
             info["episode"] = self.statistics
         return obs, reward, terminated, truncated, info
 
@@ -255,8 +261,13 @@ class Contract(gym.Wrapper):
                 fail(f"in {self.env_id} the {name} is not finite: {np.asarray(numbers).tolist()}")
 
 
-def make_env(env_id, render):
-    """gym.make, a flat observation and the contract; an unusable id ends the program with one line."""
+def make_env(env_id, render, **robot):
+    """gym.make, a flat observation and the contract; an unusable id, or robot, ends the program with one line."""
+    if robot:
+        try:
+            return Contract(gym.make("kinova_real:KinovaPourCoffee", **robot), env_id)
+        except gym.error.Error as error:
+            fail(error)
     module, *_ = ENVIRONMENTS.get(env_id, OTHER)
     try:
         prefix, colon, _ = env_id.rpartition(":")
@@ -299,13 +310,14 @@ def load_states(parts, states, path):
         fail(f"{path} does not fit this script: {' '.join(str(error).split())}")
 
 
-def evaluate(policy, folder, seed, episodes, device, video):
+def evaluate(policy, folder, seed, episodes, device, video, **robot):
     """Whole episodes of pi_det, on an environment of their own -> {metric: one number per episode}.
 
-    Writes them to eval_{step}.json, with mean and standard deviation. The training's generators are not touched.
+    Writes them to eval_{step}.json (_real or _fake: on a robot), with mean and standard deviation. The training's
+    generators are not touched.
     """
-    results, name = {}, f"eval_{policy['step']}"
-    env = make_env(policy["env_id"], video)
+    results, name = {}, f"eval_{policy['step']}{which_arm(**robot)}"
+    env = make_env(policy["env_id"], video, **robot)
     check_fit(policy, folder, env, policy["sizes"]["hidden_size"])
     if video:
         env = gym.wrappers.RecordVideo(env, f"{folder}/videos", lambda _: True, name_prefix=name, disable_logger=True)
@@ -322,13 +334,17 @@ def evaluate(policy, folder, seed, episodes, device, video):
                 results.setdefault(key, []).append(value)
     env.close()
     mean, std = ({key: float(f(values)) for key, values in results.items()} for f in (np.mean, np.std))
-    facts = dict(env_id=policy["env_id"], step=policy["step"], seed=seed)
+    facts = dict(env_id=policy["env_id"], step=policy["step"], seed=seed) | robot
     try:
         with open(f"{folder}/{name}.json", "w") as file:
             json.dump(facts | dict(mean=mean, std=std, episodes=results), file, indent=1)
     except OSError as error:
         tqdm.write(f"warning: cannot write {folder}/{name}.json: {error.strerror}", file=sys.stderr)
     return results
+
+
+def which_arm(robot_ip=None, **_):
+    return "" if robot_ip is None else "_fake" if robot_ip.startswith("fake") else "_real"
 
 
 def save(state, path, previous=None):
@@ -406,6 +422,7 @@ if __name__ == "__main__":
         if args.total_timesteps <= checkpoint["step"]:
             fail(f"{run_dir} has {checkpoint['step']} steps; a larger --total-timesteps takes it further")
         may_change = {"total_timesteps", "checkpoint_every", "eval_every", "episodes", "hidden_size", "resume"}
+        may_change |= {"real_robot", "robot_ip", "spill_scale"}
         for name in checkpoint["args"].keys() - may_change:
             if getattr(args, name) != checkpoint["args"][name]:
                 flag = f"--{name.replace('_', '-')}"
@@ -431,6 +448,13 @@ if __name__ == "__main__":
             if not holds(getattr(args, name)):
                 fail(f"--{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
 
+    robot = dict(robot_ip=args.robot_ip, scale=args.spill_scale) if args.real_robot else {}
+    if robot and (args.capture_video or args.eval_every):
+        fail("--real-robot goes with neither --capture-video nor --eval-every; --evaluate runs a policy on the arm")
+    arm, parent = which_arm(**robot), None
+    if checkpoint and arm != checkpoint.get("arm", ""):  # a robot's run and its twin's, or a rehearsal's, stay apart
+        parent = run_dir
+
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     sys.path.append(os.getcwd())  # `--env-id my_module:MyEnv-v0` finds my_module.py in the current folder
 
@@ -442,9 +466,11 @@ if __name__ == "__main__":
                 fail(f"there is no policy_*.pt in {path}")
             path = os.path.join(path, f"policy_{max(steps)}.pt")
         policy, folder = load(path), os.path.dirname(path) or "."
-        results = evaluate(policy, folder, args.seed, args.episodes, device, args.capture_video)
+        if robot and "PourCoffee" not in policy["env_id"]:
+            fail(f"--real-robot is for Pour Coffee's policies, but {path} is of {policy['env_id']}")
+        results = evaluate(policy, folder, args.seed, args.episodes, device, args.capture_video, **robot)
         done = len(results.get("violation", []))  # fewer where the machine failed
-        print(f"{path} on {policy['env_id']}: {done} episodes, deterministic policy, seed {args.seed}")
+        print(f"{path} on {policy['env_id']}{arm}: {done} episodes, deterministic policy, seed {args.seed}")
         print(f"{'':20}{'mean':>12}{'std':>12}")
         for key, values in results.items():
             print(f"{key:20}{np.mean(values):12.3f}{np.std(values):12.3f}")
@@ -453,8 +479,14 @@ if __name__ == "__main__":
     if args.learning_starts >= args.total_timesteps:
         print("note: no update will be made, --learning-starts is not below --total-timesteps")
 
+    if robot:
+        if args.env_id not in ("PourCoffee", "PourCoffeeSim1", "kinova_real:PourCoffeeTwin"):
+            fail(f"--real-robot trains Table 2's row Real, as --env-id PourCoffee does, but this is {args.env_id}")
+        if not checkpoint:  # each reset is a person's work
+            args.initial_states, args.learning_starts = 1, min(args.learning_starts, 500)
+            print(f"note: on the arm --initial-states is 1, and --learning-starts {args.learning_starts}")
     # The environment comes before the run folder, so that an unusable id leaves none behind.
-    env = make_env(args.env_id, args.capture_video)
+    env = make_env(args.env_id, args.capture_video, **robot)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     if checkpoint:
         check_fit(checkpoint, run_dir, env, args.hidden_size)
@@ -467,8 +499,8 @@ if __name__ == "__main__":
         except ImportError:
             fail("--track needs Weights & Biases: pip install wandb")
 
-    if not checkpoint:  # the run folder, never one that exists
-        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    if not checkpoint or parent:  # the run folder, never one that exists
+        run_name = f"{args.env_id}{arm}__{args.exp_name}__{args.seed}__{int(time.time())}"
         base = run_dir = os.path.join("runs", run_name.replace(":", "_").replace("/", "_"))
         for attempt in itertools.count(2):
             try:
@@ -484,18 +516,22 @@ if __name__ == "__main__":
             project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir),
             config=vars(args), sync_tensorboard=True, save_code=True, id=os.path.basename(run_dir), resume="allow",
         )
-    if checkpoint:  # what was logged after the checkpoint will be logged again
+    if checkpoint and not parent:  # what was logged after the checkpoint will be logged again
         writer = SummaryWriter(run_dir, purge_step=checkpoint["step"] + 1)
     else:
         writer = SummaryWriter(run_dir)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
         writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+    if parent:
+        writer.add_text("parent", parent)
+        print(f"goes on from step {checkpoint['step']} of {parent}, in a folder of its own")
 
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     why = " (CUDA is not available)" if args.cuda and device.type == "cpu" else ""
-    print(f"{args.env_id}: observation {obs_dim}, action {action_dim}. Training on {device}{why}, logging to {run_dir}")
+    env_name = args.env_id + arm
+    print(f"{env_name}: observation {obs_dim}, action {action_dim}. Training on {device}{why}, logging to {run_dir}")
 
     # Require: the policy phi, the critics omega_r and omega_c, the Lagrange multiplier nu, epsilon and alpha. In RCPO
     # qr is the critic of Q_hat = Q_r - nu Q_c.
@@ -546,7 +582,7 @@ if __name__ == "__main__":
         if device.type == "cuda" and cuda_rng is not None:
             torch.cuda.set_rng_state(cuda_rng, device)
         torch.set_num_threads(checkpoint["threads"])  # with another number sums round differently
-        checkpoint, checkpoint_step = None, global_step
+        checkpoint, checkpoint_step = None, None if parent else global_step
 
     def log(metrics, flush=False):
         # A full disk ends TensorBoard's writer for good, but not the training: the next flush opens another.
@@ -774,7 +810,7 @@ if __name__ == "__main__":
                     counters = (global_step, episode, violations_total, recent_violations, recent_successes)
                     cuda_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
                     state = policy | dict(
-                        args=vars(args), parts={name: part.state_dict() for name, part in parts.items()},
+                        args=vars(args), arm=arm, parts={name: part.state_dict() for name, part in parts.items()},
                         tensors=tensors(), counters=counters, threads=torch.get_num_threads(),
                         generators=(rng.bit_generator.state, torch.get_rng_state(), cuda_rng),
                     )

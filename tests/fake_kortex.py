@@ -496,6 +496,15 @@ def wrapped(angle):
     return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
+def joints_at(position):
+    """Joint angles (deg) with the mug upright at a position (m), from Home."""
+    q = np.radians(POSES["Home"])
+    for _ in range(100):
+        p, R, J = pour.kinematics(q)
+        q = q + np.linalg.pinv(J) @ np.concatenate([np.subtract(position, p), 0.5 * np.cross(R.T, np.eye(3)).sum(0)])
+    return np.degrees(q).tolist()
+
+
 class FakeArm:
     """The arm and its base. Tests read `calls`, `motion`, `position`, `speed`..., and set what is below "on demand"."""
 
@@ -529,6 +538,7 @@ class FakeArm:
         self.busy_state = CONSTANTS["ARMSTATE_SERVOING_READY"]  # reported while the arm moves
         self.operating_mode = CONSTANTS["RUN_MODE"]
         self.sticky_faults = 0  # bits that ClearFaults does not clear
+        self.actuator_faults = 0  # bits that joint 4 reports, and nothing else does
         self.stop_refused_at_rest = False  # Stop raises ROBOT_NOT_MOVING
         self.faults, self.failures, self.agenda, self.subscriptions = 0, [], [], {}
         self.ids = itertools.count(1)
@@ -801,7 +811,7 @@ class FakeArm:
         self.qd = np.zeros(7)
 
     def _twisting(self):
-        (p, R, J), wanted = self.pose, self.wanted.copy()
+        (p, R, J), wanted, before = self.pose, self.wanted.copy(), self.going[:3].copy()
         if self.frame == CONSTANTS["CARTESIAN_REFERENCE_FRAME_TOOL"]:
             wanted[:3] = R @ wanted[:3]
         if self.frame != CONSTANTS["CARTESIAN_REFERENCE_FRAME_BASE"]:
@@ -813,13 +823,13 @@ class FakeArm:
         self.going[3:] += bounded(wanted[3:] - self.going[3:], self.spin_acceleration * TICK)
         if not self.going.any() and not self.wanted.any():
             self.mode = "rest"
-        qd = self._solve(J, self.going)
-        J = self._kinematics(self.q + qd * TICK / 2)[2]
-        qd = self._solve(J, self.going)
-        scale = min(1.0, (self._room(qd) / np.maximum(np.abs(qd), 1e-12)).min())
+        mean = np.append((before + self.going[:3]) / 2, self.going[3:])  # the velocity changes evenly within the tick
+        J = self._kinematics(self.q + self._solve(J, mean) * TICK / 2)[2]
+        qd, end = self._solve(J, mean), self._solve(J, self.going)
+        scale = min(1.0, *(min(1.0, (self._room(x) / np.maximum(np.abs(x), 1e-12)).min()) for x in (qd, end)))
         self.going *= scale
-        self.qd = scale * qd
-        self.q = self.q + self.qd * TICK
+        self.q = self.q + scale * qd * TICK
+        self.qd = scale * end
         self.twist = J @ self.qd
 
     def _room(self, qd):
@@ -944,6 +954,7 @@ class FakeArm:
         fb.base.arm_voltage, fb.base.arm_current = 24.0, 1.0
         for i in range(7):
             fb.actuators.add(position=float(np.degrees(q[i])) % 360, velocity=float(np.degrees(qd[i])), voltage=24.0)
+        fb.actuators[3].fault_bank_a = self.actuator_faults
         for axis, value, turn in zip("xyz", R.T @ (acceleration[:3] + (0, 0, 9.81)), R.T @ np.degrees(twist[3:])):
             setattr(fb.interconnect, f"imu_acceleration_{axis}", float(value))
             setattr(fb.interconnect, f"imu_angular_velocity_{axis}", float(turn))
@@ -1224,7 +1235,7 @@ class SessionManager:
     def _beat(self):
         transport = self.router.transport
         now = transport.world.clock.now()
-        if not self.open or not transport.connected or transport.world is not WORLD:
+        if not self.open or not transport.connected or transport.broken or transport.world is not WORLD:
             return False
         if 1000 * (now - transport.received) > self.info.session_inactivity_timeout:
             if self.callback:

@@ -290,7 +290,7 @@ def test_actions(arm):
     assert accelerations(arm.world).max() < 6
     assert len(events) == 2
     arm.clock.advance(5)
-    assert arm.world.joints % 360 == pytest.approx(np.array(fake_kortex.POSES["Home"]) % 360, abs=1e-4)
+    assert (arm.world.joints + 1) % 360 == pytest.approx((np.array(fake_kortex.POSES["Home"]) + 1) % 360, abs=1e-4)
     assert again[-1].action_event == arm.pb.ACTION_END and again[-1].handle.identifier == 1
 
 
