@@ -15,11 +15,11 @@ own, `guard`, and nothing that the learner does or fails to do can keep the arm 
  2. The robot: soft limits, which `Arm.check` sets and reads back; its hard limits; the inactivity of a connection
     stops what it moves (500 ms; for when guard itself dies). `ApplyEmergencyStop` is a message: no emergency stop.
  3. guard's end: the learner dead or gone, SIGTERM, an exception here: Stop, confirmed by feedback.
- 4. `Arm.tick`, every 25 ms: no fresh command for 0.25 s, feedback that is lost, old, not finite or that contradicts
-    itself, a fault, another arm state, contact, a tilted mug, the mug outside its box: Stop. A Stop latches: until a
-    person has confirmed the next reset no twist is sent.
+ 4. `Arm.tick`, every 25 ms: no fresh command for 0.25 s (10 s after the `yes`, for the first), feedback that is lost,
+    old, not finite or that contradicts itself, a fault, another arm state, another's command, contact, a tilted mug,
+    the mug outside its box: Stop. It latches: until the next reset no twist is sent, and what moves is stopped again.
  5. A command lasts one control period; where the next is late the arm comes to rest meanwhile.
- 6. `Arm.send`: the velocity changes by no more than `acceleration_max`.
+ 6. `Arm.send`: the mug's velocity changes by no more than `acceleration_max` (its roll at once, as in the twin).
  7. `Specification.limit`: finite, norm, change, and the workspace, on the position predicted for when it takes effect.
  8. `Arm.check` before every episode, which fails closed; and a `yes`, typed, before the arm is let go.
 """
@@ -30,6 +30,7 @@ import json
 import math
 import multiprocessing.connection
 import os
+import re
 import select
 import signal
 import socket
@@ -50,15 +51,17 @@ SPECIFICATION = dataclasses.replace(pour.SPECIFICATION, latency=0.075)
 TICK = 0.025  # s, between two looks at the arm: the robot's command period
 SEND = 0.05  # s, between two twists while the velocity still changes: one costs about 25 ms over TCP
 WATCHDOG = 0.25  # s without a fresh command, then Stop
-RPC_TIMEOUT, FEEDBACK_TIMEOUT = 150, 40  # ms; kortex_api's own is 10 s
+RPC_TIMEOUT, FEEDBACK_TIMEOUT, SETTING_TIMEOUT = 150, 40, 1000  # ms; kortex_api's own is 10 s
 INACTIVITY, SESSION = 500, 10_000  # ms of silence: the robot stops what the connection moves; closes the session
 STALE = 0.2  # s for which two readings are the same to the last bit
 HOME_SPEED = 10.0  # deg/s, each joint on the way home
 RESET_SPEED, RESET_TURN = 0.1, 0.4  # m/s and rad/s, of retreating and of putting the mug upright
-AT_REST = 1.0  # deg/s, of any joint
+AT_REST, DRIFT = 0.3, 0.003  # deg/s of any joint, m: below these the arm is at rest
 CONTACT = 20.0  # N, the change of the force at the tool, which the robot estimates from its torques, within some 0.5 s
-MARGIN, TILT = 0.02, 0.25  # m outside the box, and rad of pitch or yaw, that end an episode
+MARGIN, HOME_MARGIN = 0.02, 0.15  # m outside the box that stop the arm: following commands, and on the way home
+TILT = 0.25  # rad of pitch or yaw
 DISAGREE = 0.005  # m, between the robot's tool centre and the one computed from its joints
+PATIENCE = 10.0  # s from the `yes` to the first command
 LEVEL_RATE = 0.1  # rad/s, at most, to hold pitch and yaw at 0
 
 WHEEL = (
@@ -95,8 +98,13 @@ class Arm:
         self.mode, self.kind, self.reason = "stopped", "not released", "the arm has not been released yet"
         self.command, self.going = np.zeros(4), np.zeros(4)  # what limit made of the last action; what was last sent
         self.commanded_at = self.heard_at = None
-        self.sent_at = self.stopped_at = self.changed_at = -math.inf
-        self.seen = self.observed = self.mark = self.baseline = None
+        self.sent_at = self.changed_at = -math.inf
+        self.seen = self.observed = self.mark = self.baseline = self.owner = self.limits = None
+        self.confirmed, self.rested_at, self.again = (
+            True,
+            None,
+            [],
+        )  # whether the last stop was seen to work; when another had to be sent
         self.closing = []
         self.connect(ip)
 
@@ -140,7 +148,8 @@ class Arm:
         except Exception as error:  # kortex_api's own, sockets' and protobuf's
             code = getattr(getattr(error, "error", None), "error_sub_code", None)
             silent = isinstance(error, TimeoutError)
-            what = f"no answer within {timeout} ms" if silent else f"{type(error).__name__}: {error}"
+            words = " ".join(str(error).split())
+            what = f"no answer within {timeout} ms" if silent else f"{type(error).__name__}: {words}"
             raise Failure(f"{method}: {what}", code) from None
 
     # What the arm says
@@ -196,7 +205,10 @@ class Arm:
             way, while_ = np.linalg.norm(state.position - before.position), state.at - before.at
             if way > 2 * self.spec.speed_max * while_ + 0.01:
                 raise Failure(f"the mug seems to have jumped {way:.3f} m within {while_:.3f} s")
-            if state.owner != before.owner:
+            # The last whose command changed the arm's state: by Kinova's text our first twist makes that us
+            if self.first_sent is None or state.at - self.first_sent < 0.5:
+                self.owner = state.owner
+            elif state.owner != self.owner:
                 raise Failure("somebody else has taken the control of the arm")
         self.seen = state
         if self.baseline is None or self.mode == "stopped":
@@ -211,30 +223,37 @@ class Arm:
 
     def stop(self, kind, reason):
         """Latches, then stops the arm until its joints are seen at rest; says so in `reason` where they are not."""
-        if self.mode == "stopped" and self.kind != "not released":
+        if self.mode == "stopped" and self.kind != "not released" and self.confirmed:
+            if kind == "failure":
+                self.kind, self.reason = kind, reason
             return
-        self.mode, self.kind, self.reason = "stopped", kind, reason
+        self.mode, self.kind, self.reason, self.confirmed = "stopped", kind, reason, False
         self.command, self.going, self.commanded_at = np.zeros(4), np.zeros(4), None
-        began, problem = self.clock.now(), "it still moves"
-        asked, rest_since = -math.inf, None
+        began, problem = self.clock.now(), ""
+        asked, rest_since, theirs = -math.inf, None, False
         while (now := self.clock.now()) - began < 3.0:
             try:
                 if now - asked > 0.3:
-                    self.stopped_at = now
                     self.send_stop()
                     asked = now
                 state = self.read()
-                resting = state.speed < AT_REST and state.at - self.changed_at < STALE
+                theirs = self.owner is not None and state.owner != self.owner
+                fresh = state.at - self.changed_at < STALE
+                problem = "it still moves" if fresh else "its feedback does not change"
+                resting = state.speed < AT_REST and fresh
                 rest_since = (rest_since or state.at) if resting else None
                 if rest_since and state.at - rest_since >= 0.15:
+                    self.confirmed, self.rested_at = True, state.position
                     return
             except Failure as failure:
                 problem, rest_since = str(failure), None
             self.clock.sleep(TICK)
-        try:
-            self.rpc(self.base, "ApplyEmergencyStop")
-        except Failure:
-            pass
+        if not theirs:  # who frees somebody by the gamepad needs an arm without a fault
+            try:
+                self.rpc(self.base, "ApplyEmergencyStop")
+            except Failure:
+                pass
+        self.kind = "failure"
         self.reason += f". THE ARM IS NOT SEEN AT REST ({problem}): PRESS THE EMERGENCY STOP"
 
     def send_stop(self):
@@ -249,35 +268,61 @@ class Arm:
         now = self.clock.now()
         try:
             if self.mode == "stopped":
-                # A twist that was lost on its way may arrive after the Stop
-                if now - self.stopped_at < 2.0 and self.read().speed > 2 * AT_REST:
-                    self.send_stop()
-                return
-            since = self.heard_at if self.mode == "homing" else self.commanded_at
-            if since is not None and now - since > WATCHDOG:
+                return self.watch(now)
+            since, most = self.heard_at if self.mode == "homing" else self.commanded_at, WATCHDOG
+            if since is None:
+                since, most = self.released_at, PATIENCE
+            if now - since > most:
                 raise Failure(f"no fresh command for {now - since:.2f} s")
             state = self.look()
+            self.stay_inside(state)
             if self.mode == "following":
-                self.stay_inside(state)
                 expired = self.commanded_at is not None and now - self.commanded_at > self.spec.control_period + TICK
                 target = np.zeros(4) if expired else self.command
                 if (target != self.going).any() and (expired or now - self.sent_at > SEND - 0.001):
                     self.send(target)
-            elif self.mode == "homing" and state.speed < AT_REST and now - self.homing_since > 0.5:
-                if np.abs(self.from_home(state)).max() < math.radians(0.5):
+            elif self.mode == "homing":
+                away = np.abs(self.from_home(state))
+                self.nearest = np.minimum(self.nearest, away)
+                if (away > self.nearest + math.radians(3.0)).any():
+                    raise Failure("a joint turns away from home")
+                if state.speed > AT_REST:
+                    self.homing_since = now
+                elif now - self.homing_since > 0.5 and away.max() < math.radians(0.5):
                     self.stop("at home", "the arm is at home")
                 elif now - self.homing_since > 2.0:
                     raise Failure("the arm came to rest before it was at home")
-            if self.mode == "homing" and state.speed > AT_REST:
-                self.homing_since = now
         except Failure as failure:
-            self.stop("failure", str(failure))
+            if self.mode != "stopped":
+                self.stop("failure", str(failure))
+
+    def watch(self, now):
+        """What moves a stopped arm is stopped: a command may arrive seconds late (seen on a Gen3), after the Stop.
+
+        At most three times in 10 s: what goes on in spite of that is a person with the gamepad, who comes first.
+        """
+        self.again = [at for at in self.again if now - at < 10.0]
+        if self.kind == "not released" or len(self.again) == 3 or self.again and now - self.again[-1] < 0.3:
+            return
+        try:
+            state = self.read()
+            moved = self.confirmed and np.linalg.norm(state.position - self.rested_at) > DRIFT
+            if not moved and state.speed < 2 * AT_REST:
+                return
+            self.rested_at = state.position
+        except Failure:
+            if self.confirmed:
+                return
+        self.again.append(now)
+        self.send_stop()
 
     def stay_inside(self, state):
-        low, high = np.array(self.spec.workspace_low) - MARGIN, np.array(self.spec.workspace_high) + MARGIN
+        homing = self.mode == "homing"  # between joint angles the mug goes in arcs, which may tilt it
+        margin = HOME_MARGIN if homing else MARGIN
+        low, high = np.array(self.spec.workspace_low) - margin, np.array(self.spec.workspace_high) + margin
         if (state.position < low).any() or (state.position > high).any():
             raise Failure(f"the mug is at {np.round(state.position, 3).tolist()} m, outside its workspace")
-        if np.abs(state.angles[:2]).max() > TILT:
+        if np.abs(state.angles[:2]).max() > TILT and not homing:
             raise Failure(f"the mug is tilted: yaw and pitch are {np.round(state.angles[:2], 2).tolist()} rad")
 
     def from_home(self, state):
@@ -298,7 +343,7 @@ class Arm:
         twist = message.twist
         twist.linear_x, twist.linear_y, twist.linear_z = map(float, self.going[:3])
         twist.angular_x, twist.angular_y, twist.angular_z = map(math.degrees, (level[0], level[1], self.going[3]))
-        self.sent_at = now
+        self.sent_at, self.first_sent = now, self.first_sent or now
         self.rpc(self.base, "SendTwistCommand", message)
         return (now + self.clock.now()) / 2
 
@@ -306,14 +351,14 @@ class Arm:
 
     def check(self):
         """Layer 8 -> what was found, a list of lines. Sets the soft limits. Moves nothing."""
-        pb, mode = self.pb, self.config_pb
+        pb = self.pb
         firmware = self.rpc(self.device, "GetFirmwareVersion").firmware_version
         found = [f"firmware {firmware:#x}"]
         for what, wanted, given in (
             ("number of joints", 7, self.rpc(self.base, "GetActuatorCount").count),
             ("operating mode", pb.RUN_MODE, self.rpc(self.base, "GetOperatingMode").operating_mode),
             ("servoing mode", pb.SINGLE_LEVEL_SERVOING, self.rpc(self.base, "GetServoingMode").servoing_mode),
-            ("arm state", pb.ARMSTATE_SERVOING_READY, self.rpc(self.base, "GetArmState").active_state),
+            ("arm state", pb.ARMSTATE_SERVOING_READY, self.settled_state()),
         ):
             if given != wanted:
                 raise Failure(f"the robot's {what} is {given}, but it has to be {wanted}")
@@ -324,29 +369,44 @@ class Arm:
         self.stay_inside(state)
         found.append(f"the mug is at {np.round(state.position, 3).tolist()} m")
 
-        joystick, trajectory = mode.CARTESIAN_JOYSTICK, mode.ANGULAR_TRAJECTORY  # what limits twists, and the way home
-        linear = mode.TwistLinearSoftLimit()
-        linear.control_mode, linear.twist_linear_soft_limit = joystick, self.spec.speed_max
-        angular = mode.TwistAngularSoftLimit()
         most = math.degrees(math.hypot(self.spec.roll_rate_max, LEVEL_RATE, LEVEL_RATE))
-        angular.control_mode, angular.twist_angular_soft_limit = joystick, most
-        speeds = mode.JointSpeedSoftLimits()
-        speeds.control_mode = trajectory
-        speeds.joint_speed_soft_limits.extend([HOME_SPEED] * 7)
-        self.rpc(self.config, "SetTwistLinearSoftLimit", linear)
-        self.rpc(self.config, "SetTwistAngularSoftLimit", angular)
-        self.rpc(self.config, "SetJointSpeedSoftLimits", speeds)
-        read = []
-        for control_mode in (joystick, trajectory):
-            which = mode.ControlModeInformation()
-            which.control_mode = control_mode
-            read.append(self.rpc(self.config, "GetKinematicSoftLimits", which))
-        given = [read[0].twist_linear, read[0].twist_angular, *read[1].joint_speed_limits]
-        wanted = [self.spec.speed_max, most, *[HOME_SPEED] * 7]
+        self.limits = self.limits or self.soft_limits()  # for `close`
+        self.set_soft_limits(self.spec.speed_max, most, [HOME_SPEED] * 7)
+        given, wanted = self.soft_limits(), (self.spec.speed_max, most, [HOME_SPEED] * 7)
+        given, wanted = ([linear, angular, *speeds] for linear, angular, speeds in (given, wanted))
         if len(given) != 9 or not np.allclose(given, wanted, rtol=1e-3):
             raise Failure(f"the soft limits were set to {np.round(wanted, 2)}, but read back as {np.round(given, 2)}")
         found.append(f"soft limits {wanted[0]} m/s, {wanted[1]:.0f} deg/s, way home {HOME_SPEED} deg/s, read back")
         return found
+
+    def settled_state(self):
+        """The arm's state, once it is ready, or after 5 s: after a session's end it is in another for a while."""
+        for _ in range(50):
+            state = self.rpc(self.base, "GetArmState").active_state
+            if state == self.pb.ARMSTATE_SERVOING_READY:
+                break
+            self.clock.sleep(0.1)
+        return state
+
+    # What limits twists, and the way home, on the robot: m/s, deg/s, and deg/s of each joint
+
+    def soft_limits(self):
+        read = []
+        for control_mode in (self.config_pb.CARTESIAN_JOYSTICK, self.config_pb.ANGULAR_TRAJECTORY):
+            which = self.config_pb.ControlModeInformation()
+            which.control_mode = control_mode
+            read.append(self.rpc(self.config, "GetKinematicSoftLimits", which, timeout=SETTING_TIMEOUT))
+        return read[0].twist_linear, read[0].twist_angular, list(read[1].joint_speed_limits)
+
+    def set_soft_limits(self, linear, angular, speeds):
+        pb = self.config_pb
+        messages = pb.TwistLinearSoftLimit(), pb.TwistAngularSoftLimit(), pb.JointSpeedSoftLimits()
+        messages[0].control_mode, messages[0].twist_linear_soft_limit = pb.CARTESIAN_JOYSTICK, linear
+        messages[1].control_mode, messages[1].twist_angular_soft_limit = pb.CARTESIAN_JOYSTICK, angular
+        messages[2].control_mode = pb.ANGULAR_TRAJECTORY
+        messages[2].joint_speed_soft_limits.extend(speeds)
+        for message in messages:  # SetTwistLinearSoftLimit takes a TwistLinearSoftLimit, and so on
+            self.rpc(self.config, f"Set{type(message).__name__}", message, timeout=SETTING_TIMEOUT)
 
     def state(self):
         """What the environment sees: the arm's state, or why it is stopped. What limit will reckon with."""
@@ -365,8 +425,9 @@ class Arm:
     def release(self):
         """Ends the latch: from here on commands move the arm."""
         found = self.check()
-        self.mode, self.kind, self.reason, self.commanded_at = "following", "", "", None
         self.observed = self.look()
+        self.mode, self.kind, self.reason, self.released_at = "following", "", "", self.clock.now()
+        self.commanded_at = self.first_sent = None
         return found
 
     def act(self, action):
@@ -377,7 +438,7 @@ class Arm:
         if self.mode == "following":
             s, last = self.observed, self.command
             if self.commanded_at and self.clock.now() - self.commanded_at > self.spec.control_period + TICK:
-                last = self.going
+                s, last = self.seen, self.going  # too late: it has been braking since
             self.command = self.spec.limit(action, s.position, s.velocity, s.angles[2], last)
             self.commanded_at = self.clock.now()
             return dict(sent=self.send(self.command), command=self.command)
@@ -392,7 +453,7 @@ class Arm:
         for i, angle in enumerate(self.spec.home):
             joint = action.reach_joint_angles.joint_angles.joint_angles.add()
             joint.joint_identifier, joint.value = i, angle
-        self.mode, self.homing_since = "homing", self.clock.now()
+        self.mode, self.homing_since, self.nearest = "homing", self.clock.now(), np.abs(self.from_home(self.seen))
         self.rpc(self.base, "ExecuteAction", action)
 
     def handle(self, name, *arguments):
@@ -410,13 +471,8 @@ class Arm:
     def close(self):
         """Stop, confirmed; then the soft limits as they were made; then the sessions. Each whatever the others did."""
         self.stop("closed", "the session ends")
-        which = self.config_pb.ControlModeInformation()
-        which.control_mode = self.config_pb.CARTESIAN_JOYSTICK
-        home = self.config_pb.ControlModeInformation()
-        home.control_mode = self.config_pb.ANGULAR_TRAJECTORY
-        resets = [("ResetTwistLinearSoftLimit", which), ("ResetTwistAngularSoftLimit", which)]
-        resets.append(("ResetJointSpeedSoftLimits", home))
-        for last in (*(lambda r=r: self.rpc(self.config, *r) for r in resets), *reversed(self.closing)):
+        restore = (lambda: self.set_soft_limits(*self.limits),) if self.limits else ()
+        for last in (*restore, *reversed(self.closing)):
             try:
                 last()
             except Exception:  # a broken connection raises here again
@@ -439,6 +495,8 @@ def guard(pipe, parent, ip, fake, specification):
     arm, due = None, 0.0
     try:
         try:
+            if not fake:
+                socket.create_connection((ip, 10000), 3).close()  # kortex_api would wait for minutes
             arm = Arm(ip, specification, CLOCK)
             pipe.send((None, arm.mode, arm.kind, arm.reason))
         except Exception as error:  # a Failure, or a kortex_api that does not fit this Python or its protobuf
@@ -472,9 +530,11 @@ class Guard:
         ours, theirs = socket.socketpair()
         job = dict(parent=os.getpid(), ip=robot_ip, fake=fake, specification=dataclasses.asdict(specification))
         command = [sys.executable, os.path.abspath(__file__), "--guard", str(theirs.fileno()), json.dumps(job)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
-        )
+        with open("kinova_guard.log", "w") as log:  # kortex_api prints; and a full pipe must not hold up a Stop
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )  # fmt: skip
         theirs.close()
         self.pipe = multiprocessing.connection.Connection(ours.detach())
         try:
@@ -494,9 +554,12 @@ class Guard:
                 return self.pipe.recv()
         except (EOFError, OSError):
             raise Failure(
-                "the process that has the arm is gone: PRESS THE EMERGENCY STOP IF THE ARM MOVES (it should have "
-                f"stopped by itself after {INACTIVITY} ms)"
+                "the process that has the arm is gone (kinova_guard.log): PRESS THE EMERGENCY STOP IF THE ARM MOVES (it"
+                f" should have stopped by itself after {INACTIVITY} ms)"
             ) from None
+        except BaseException:  # Ctrl-C in between: the answer would be taken for that to the next request
+            self.pipe.close()
+            raise
         raise Failure("the process that has the arm has not answered for 10 s: PRESS THE EMERGENCY STOP")
 
     def close(self):
@@ -504,7 +567,8 @@ class Guard:
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
-            print("kinova: the arm's process does not end: PRESS THE EMERGENCY STOP", file=sys.stderr)
+            self.process.kill()
+            print("kinova: the arm's process did not end: PRESS THE EMERGENCY STOP IF IT MOVES", file=sys.stderr)
         if self.server:
             self.server.close()
 
@@ -566,7 +630,10 @@ class Operator:
 
 
 class Scale:
-    """A scale under the tray that writes its reading (g), a line each, to a serial port: 2 g more than at first."""
+    """A scale under the tray that writes its reading (g) to a serial port, a line each: 2 g more than at first.
+
+    A line is a number, and perhaps more after it. Failure where none has come for 2 s.
+    """
 
     def __init__(self, port):
         try:
@@ -577,23 +644,35 @@ class Scale:
             self.port = serial.Serial(port, timeout=0)
         except serial.SerialException as error:
             raise gym.error.Error(f"there is no scale at {port}: {error}") from None
-        self.rest, self.tare, self.reading = b"", None, None
+        self.rest, self.tare, self.reading, self.heard = b"", 0.0, None, -math.inf
 
     def zero(self):
-        self.spilled()
+        """What lies on it now is 0."""
+        self.take()
+        asked = time.monotonic()
+        while self.heard <= asked:
+            if time.monotonic() - asked > 2.0:
+                raise Failure("the scale is silent")
+            time.sleep(0.02)
+            self.take()
         self.tare = self.reading
 
     def spilled(self):
-        *lines, self.rest = (self.rest + self.port.read(4096)).split(b"\n")
-        for line in lines:
-            try:
-                self.reading = float(line)
-            except ValueError:
-                pass  # half a line, at first
-        if self.tare is None:
-            self.tare = self.reading
-        gained = self.reading is not None and self.reading - self.tare > 2.0
-        return f"the scale ({self.reading - self.tare:.1f} g)" if gained else None
+        self.take()
+        if time.monotonic() - self.heard > 2.0:
+            raise Failure("the scale is silent")
+        gained = self.reading - self.tare
+        return f"the scale ({gained:.1f} g)" if gained > 2.0 else None
+
+    def take(self):
+        try:
+            while data := self.port.read(4096):
+                *lines, self.rest = (self.rest + data).split(b"\n")
+                for line in lines:
+                    if number := re.match(rb"\s*([+-]?\d+(\.\d*)?)", line):
+                        self.reading, self.heard = float(number[1]), time.monotonic()
+        except OSError as error:
+            raise Failure(f"the scale is lost: {error}") from None
 
 
 def goal_file(robot_ip):
@@ -632,7 +711,8 @@ class KinovaPourCoffee(gym.Env):
     ## Cost
     Contact (the force at the tool changes by 20 N) is a violation: `cost_collision_cup` where the mug is within 0.2 m
     of the cup's rim, else `cost_collision_table` (the force does not say what was touched; `cost_collision_stand` and
-    `cost_self_collision` stay 0). So is a spill, `cost_spill`, which operator or scale report. Both stop the arm.
+    `cost_self_collision` stay 0). So is a spill, `cost_spill`, which operator or scale report. Both stop the arm. Where
+    contact is found while the learner thinks, the step that tells of it has an action that was not carried out.
 
     ## Info
     As PourCoffee's: `spilled` is 0 or 1, `poured` is NaN, and `is_success` says that the mug is at the goal and within
@@ -674,8 +754,8 @@ class KinovaPourCoffee(gym.Env):
         self.specification = taught(robot_ip, specification)
         self.rehearsal = robot_ip.startswith("fake")
         self.operator, self.scale = operator or Operator(), scale and Scale(scale)
-        if not (self.operator.key or self.scale or self.rehearsal):
-            raise gym.error.Error("standard input is no terminal, and there is no scale: nobody could report a spill")
+        if not (self.operator.key or self.rehearsal):
+            raise gym.error.Error("standard input is no terminal: nobody could confirm, or report a spill")
         self.clock, self.connect = clock, lambda: guard(robot_ip, self.specification)
         high = np.array([specification.speed_max] * 3 + [specification.roll_rate_max], np.float32)
         self.action_space = gym.spaces.Box(-high, high)
@@ -706,20 +786,23 @@ class KinovaPourCoffee(gym.Env):
         for _ in range(3):
             try:
                 if self.failed:  # a new session, between episodes and never in motion
-                    self.operator.confirm("a failure has stopped the arm. Is it at rest, and all put right?")
+                    self.operator.confirm(
+                        "a failure has stopped the arm. Is it at rest, to be let go of by the program?"
+                    )
                     self.close()
+                    self.operator.confirm("the program has let go of the arm. Has all been put right?")
                     self.guard, self.greeted = self.connect(), False
                     self.demand("check")
                     self.failed = False
                 state = self.go_home()
+                if self.scale:
+                    self.scale.zero()
                 break
             except Failure as failure:
                 self.failed = True
-                self.say(f"{failure}. The arm is stopped")
+                self.say(self.stopped(failure))
         else:
             raise gym.error.Error("the arm could not be brought home in three attempts")
-        if self.scale:
-            self.scale.zero()
         self.operator.spilled()  # from here on
         self.running, self.steps, self.spill = True, 0, None
         self.last_velocity, self.last_acceleration = np.zeros(3), np.zeros(3)
@@ -746,16 +829,16 @@ class KinovaPourCoffee(gym.Env):
                 turn = 0.0 if rise else max(-RESET_TURN, min(RESET_TURN, -2 * state["angles"][2]))
                 self.demand("act", [0.0, 0.0, rise and max(rise, 0.01), turn])
                 self.clock.sleep(spec.control_period / 2)
-                state = self.demand("state")
-                if self.clock.now() - began > 60:
-                    self.demand("stop", "failure", "the arm could not rise and turn the mug upright within 60 s")
+                state, mode, _, reason = self.guard.ask("state")
+                if mode != "following" or self.clock.now() - began > 60:
+                    raise Failure(reason or "the arm could not rise and turn the mug upright within 60 s")
             self.demand("act", [0.0, 0.0, 0.0, 0.0])
             self.demand("home")
-            while self.guard.ask("state")[1] == "homing":
+            while (reply := self.guard.ask("state"))[1] == "homing":
                 self.clock.sleep(spec.control_period)
-            state = self.demand("state")
-            if not state["home"]:
-                raise Failure("the arm is not at home")
+            state, _, kind, reason = reply
+            if kind != "at home":
+                raise Failure(reason)
         self.operator.confirm(
             "the arm is at home. Empty the cup, fill the mug to the mark, seat it, wipe up. It will pour at "
             f"{np.round(spec.goal, 3).tolist()} m, as taught, up to {spec.speed_max} m/s. Nobody within reach, and the "
@@ -763,7 +846,13 @@ class KinovaPourCoffee(gym.Env):
         )
         self.greeted = True
         self.demand("release")
-        return self.demand("state")
+        state = self.demand("state")
+        if not state["home"]:
+            raise Failure("the arm has been moved since it was at home")
+        return state
+
+    def stopped(self, failure):
+        return str(failure) if "EMERGENCY" in str(failure) else f"{failure}. The arm is stopped"
 
     def step(self, action):
         if not self.running:
@@ -772,7 +861,11 @@ class KinovaPourCoffee(gym.Env):
         action = np.asarray(action, float)
         if action.shape != (4,) or not np.isfinite(action).all():
             self.running = False
-            self.guard.ask("stop", "done", "an action that is none")
+            try:
+                self.demand("stop", "done", "an action that is none")
+            except Failure as failure:
+                self.failed = True
+                self.say(failure)
             raise ValueError(f"an action is four finite numbers, but this is {action.tolist()}; the arm is stopped")
         try:
             lead = spec.latency - TICK / 2  # a twist takes some 25 ms, and effect half-way
@@ -787,14 +880,17 @@ class KinovaPourCoffee(gym.Env):
             before, (state, _, kind, reason) = self.state, self.guard.ask("state")
             if kind == "failure":
                 raise Failure(reason)
-            self.state = state
+            self.state, self.steps = state, self.steps + 1
+            truncated = self.steps >= spec.episode_steps
+            if truncated:
+                self.demand("stop", "done", "the episode is over")
+                clock.sleep(0.5)  # a spill at the end of the pour is seen, and reported, a moment later
+            self.spill = (self.scale and self.scale.spilled()) or self.operator.spilled()
         except Failure as failure:
             return self.fail(failure)
-        self.steps += 1
         acceleration = (state["velocity"] - self.last_velocity) / spec.control_period
         jerk = float(np.linalg.norm(acceleration - self.last_acceleration) / spec.control_period)
         self.last_velocity, self.last_acceleration = state["velocity"], acceleration
-        self.spill = (self.scale and self.scale.spilled()) or self.operator.spilled()
         if self.spill:
             self.say(f"coffee was spilled, says {self.spill}")
         touched = {}
@@ -804,20 +900,25 @@ class KinovaPourCoffee(gym.Env):
             touched = {"cost_collision_cup" if near else "cost_collision_table": 1.0}
         info = self.info(float(np.linalg.norm(acceleration)), jerk, touched)
         info |= {"delay": sent - before["at"], "overrun": float(late > 0.002)}
-        terminated, truncated = info["cost"] > 0, self.steps >= spec.episode_steps
-        if terminated or truncated:
-            self.running = False
+        terminated = info["cost"] > 0
+        if terminated:
+            self.greeted = False  # somebody may be reaching in
             try:
-                self.demand("stop", "done", "the episode is over")
+                self.demand("stop", "done", "a violation")
             except Failure as failure:
                 self.failed = True
                 self.say(failure)
+        self.running = not (terminated or truncated)
         reward = spec.reward(float(np.linalg.norm(state["position"] - spec.goal)), state["angles"][2])
         return self.observation(), float(reward), terminated, truncated, info
 
     def fail(self, failure):
         self.running, self.failed, self.spill = False, True, None
-        self.say(f"{failure}. The arm is stopped; the step is not stored, and a new episode begins")
+        try:
+            self.demand("stop", "failure", str(failure))  # where it was not guard that found it
+        except Failure:
+            pass
+        self.say(f"{self.stopped(failure)}; the step is not stored, and a new episode begins")
         info = self.info(0.0, 0.0, {}) | {"delay": 0.0, "overrun": 0.0, "infra_failure": True, "reason": str(failure)}
         return self.observation(), 0.0, False, True, info | {"cost": 0.0}
 
@@ -870,6 +971,8 @@ def show_goal(robot_ip):
     try:
         guard = Guard(f"fake:{arm.address}" if fake else robot_ip, SPECIFICATION)
         operator = Operator()
+        if not (operator.key or fake):
+            raise Failure("standard input is no terminal: nobody could confirm")
         operator.confirm(
             "move the mug, by the gamepad or by hand, to where it has to be to pour: the cup's rim has its centre at "
             f"{pour.CUP_RIM.tolist()} m from the mug's (x forward, y left, z up). Is it there?"

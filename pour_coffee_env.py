@@ -103,7 +103,8 @@ class Specification:
             -bound(position - self.workspace_low, -velocity, -last[:3]),
             bound(self.workspace_high - position, velocity, last[:3]),
         )
-        wanted = wanted * min(1.0, nearer / max(-away @ wanted, 1e-9))  # where the box has cut what leads away
+        if -away @ wanted > nearer:  # where the box has cut what leads away
+            wanted = wanted * (nearer / (-away @ wanted))
         roll = roll + self.latency * last[3]
         turn = np.clip(action[3], (-self.roll_max - roll) / dt, (self.roll_max - roll) / dt)
         return np.append(wanted, turn)

@@ -529,6 +529,7 @@ class FakeArm:
         self.password, self.lock = password, threading.RLock()
         self.calls, self.motion = collections.deque(maxlen=history), collections.deque(maxlen=history)
         self.keep_alives, self.sessions, self.owner, self.owned_at = 0, {}, None, -math.inf
+        self.changer = 0  # active_state_connection_identifier: the last connection whose command set the arm moving
         # on demand
         self.link = "up"  # "cable out": no reply arrives; "down": the connection is reset
         self.process = "alive"  # "killed", "frozen": no keep-alive is heard
@@ -592,7 +593,7 @@ class FakeArm:
 
     def take_control(self):
         """Another session (the web application, say) sends a control command."""
-        self.owner, self.owned_at = "another", self.clock.now()
+        self.owner, self.owned_at, self.changer = "another", self.clock.now(), 999
 
     def set(self, name, value):
         setattr(self, name, value)
@@ -725,7 +726,9 @@ class FakeArm:
             if method == "CreateSession":
                 if payload["username"] != "admin" or payload["password"] != self.password:
                     raise refuse(CONSTANTS["INVALID_PASSWORD"])
-                self.sessions[session] = types.SimpleNamespace(heard=now, open=True, waiting=[], **payload)
+                self.sessions[session] = types.SimpleNamespace(
+                    heard=now, open=True, waiting=[], number=len(self.sessions) + 1, **payload
+                )
                 return {}
             known = self.sessions.get(session)
             if known is None or not known.open:
@@ -751,6 +754,7 @@ class FakeArm:
                 if self.action and method != "SendGripperCommand":
                     raise refuse(CONSTANTS["ROBOT_MOVEMENT_IN_PROGRESS"])
                 self.owner, self.owned_at = session, now
+                self.changer = known.number
                 if method != "SendGripperCommand":
                     self.mover = session
             if method.startswith("OnNotification"):
@@ -951,6 +955,7 @@ class FakeArm:
             for axis, value in zip("xyz", values):
                 setattr(fb.base, prefix + axis, float(value))
         fb.base.active_state, fb.base.fault_bank_a = self._arm_state(), self.faults
+        fb.base.active_state_connection_identifier = self.changer
         fb.base.arm_voltage, fb.base.arm_current = 24.0, 1.0
         for i in range(7):
             fb.actuators.add(position=float(np.degrees(q[i])) % 360, velocity=float(np.degrees(qd[i])), voltage=24.0)

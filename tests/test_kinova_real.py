@@ -229,8 +229,10 @@ def test_an_action_that_is_none_stops_the_arm(make, action):
     env.step(np.zeros(4))
 
 
-def test_every_motion_has_a_short_timeout_and_follows_a_yes(make):
-    env = make()
+def test_every_motion_has_a_short_timeout_and_follows_a_yes(make, monkeypatch):
+    monkeypatch.setitem(fake_kortex.HARD, "twist_linear", 0.45)  # somebody's own soft limit
+    before = [0.45, 100.0, *[math.degrees(0.41)] * 7]
+    env = make(dataclasses.replace(SPEC, speed_max=0.4))
     assert not calls(env.world, "SendTwistCommand", "ExecuteAction")
     env.reset()
     assert len(env.operator.asked) == 1  # it is at home
@@ -243,8 +245,8 @@ def test_every_motion_has_a_short_timeout_and_follows_a_yes(make):
     last = [call.method for call in env.world.calls if call.method in ("Stop", "CloseSession", "disconnect")]
     assert last[-5:] == ["Stop", "CloseSession", "disconnect", "CloseSession", "disconnect"]
     assert env.world.speed == 0.0
-    soft = env.world.soft[2].twist_linear, env.world.soft[2].twist_angular
-    assert soft == (fake_kortex.HARD["twist_linear"], fake_kortex.HARD["twist_angular"])  # as they were
+    soft = env.world.soft[2].twist_linear, env.world.soft[2].twist_angular, *env.world.soft[4].joint_speed_limits
+    assert soft == pytest.approx(before)  # as they were
 
 
 # Time
@@ -300,7 +302,7 @@ FAULTS = {
     "a slow twist": (lambda w: w.fail("SendTwistCommand", latency=0.5), "SendTwistCommand: no answer"),
     "a refused twist": (lambda w: w.fail("SendTwistCommand", 75), "SendTwistCommand"),
     "a broken pipe": (lambda w: w.fail("SendTwistCommand", BrokenPipeError(32, "Broken pipe")), "Broken pipe"),
-    "another session": (lambda w: w.take_control(), "SendTwistCommand"),
+    "another session": (lambda w: w.take_control(), "somebody else"),
     "low-level servoing": (lambda w: w.set("servoing", 3), "state"),
     "Stop fails twice": (lambda w: (w.fail("Stop", "hang", times=2), w.fault(0x10)), "fault"),
     "Stop is refused": (lambda w: (w.fail("Stop", 1, times=2), w.fail("SendTwistCommand", "hang")), "no answer"),
@@ -327,7 +329,7 @@ def test_a_fault_stops_the_arm_and_is_no_data(make, capsys, name, moving):
     assert truncated and info["infra_failure"] and word in info["reason"], info.get("reason")
     assert reward == 0 and not terminated and info["cost"] == 0 and np.isfinite(obs).all()
     err = capsys.readouterr().err.strip().splitlines()
-    assert len(err) == 1 and word in err[0] and "stopped" in err[0]
+    assert len(err) == 1 and word in err[0] and ("is stopped" in err[0]) != ("EMERGENCY STOP" in err[0])
     assert env.world.speed == 0 or name == "a broken pipe"
     env.clock.advance(1.0)
     assert env.world.speed == 0  # where no Stop arrives, by the robot's own
@@ -346,7 +348,7 @@ def test_it_goes_on_after_a_fault_once_that_is_cleared(make, capsys):
     asked = len(env.operator.asked)
     with pytest.raises(gym.error.Error, match="three attempts"):
         env.reset()  # nobody has cleared it, and this program never does
-    assert len(env.operator.asked) == asked + 3 and not calls(env.world, "ClearFaults")
+    assert len(env.operator.asked) == asked + 6 and not calls(env.world, "ClearFaults")
     env.world.faults = 0
     env.reset()
     for _ in range(3):
@@ -377,6 +379,133 @@ def test_a_late_twist_after_the_stop_is_stopped_again(make, capsys):
         pass
     env.clock.advance(1.5)
     assert env.world.speed == 0 and len(calls(env.world, "Stop")) >= 3
+
+
+def test_what_starts_to_move_a_stopped_arm_is_stopped(make, capsys):
+    """A command that takes effect 3 s after the Stop; and a person with the gamepad is disturbed three times in 10 s."""
+    env = make()
+    env.reset()
+    for _ in range(5):
+        env.step(np.array([0.0, -0.2, 0.1, 0]))
+    env.world.fail("SendTwistCommand", latency=6.0)
+    while not env.step(np.array([0.3, -0.2, 0.1, 0]))[3]:
+        pass
+    env.clock.advance(2.0)
+    stops = len(calls(env.world, "Stop"))
+    env.clock.advance(2.0)
+    assert env.world.speed == 0 and len(calls(env.world, "Stop")) == stops + 1
+    arm, since = env.guard.arm, env.clock.now()
+    arm.rpc(arm.base, "SendTwistCommand", slowly(arm, 0.002))  # so slow that no joint's speed shows it
+    env.clock.advance(5.0)
+    assert env.world.speed == 0
+    stops = len(calls(env.world, "Stop"))
+    for _ in range(80):
+        arm.rpc(arm.base, "SendTwistCommand", slowly(arm, 0.03))
+        env.clock.advance(0.1)
+    assert 2 <= len(calls(env.world, "Stop")) - stops <= 4 and not calls(env.world, "ApplyEmergencyStop")
+
+
+def slowly(arm, speed):
+    message = arm.pb.TwistCommand()
+    message.reference_frame, message.twist.linear_z = arm.pb.CARTESIAN_REFERENCE_FRAME_BASE, speed
+    return message
+
+
+def test_somebody_else_takes_control(make, capsys):
+    """By the connection's identifier, without waiting for a refusal; and no emergency stop under their hands."""
+    env = make()
+    env.reset()
+    for _ in range(12):
+        assert not env.step(np.array([0.05, -0.1, 0.1, 0]))[3]  # our own first twist changed it, and that is well
+    env.world.changer = 999
+    *_, truncated, info = env.step(np.array([0.05, -0.1, 0.1, 0]))
+    assert truncated and "somebody else" in info["reason"] and not calls(env.world, "ApplyEmergencyStop")
+
+
+def test_a_stop_that_is_not_seen_to_work_is_a_failure_and_said(make, capsys):
+    env = make()
+    env.reset()
+    env.world.fail("Stop", "hang", times=100)
+    env.world.fail("ApplyEmergencyStop", "hang", times=100)
+    for _ in range(99):
+        env.step(np.array([0.0, 0.02, 0.02, 0]))
+    *_, truncated, info = env.step(np.array([0.0, -0.3, 0.1, 0]))
+    assert truncated and info["infra_failure"] and "EMERGENCY STOP" in info["reason"]
+    err = capsys.readouterr().err
+    assert "EMERGENCY STOP" in err and "The arm is stopped" not in err
+    env.world.failures.clear()
+    stops = len(calls(env.world, "Stop"))
+    env.close()
+    assert len(calls(env.world, "Stop")) > stops and env.world.speed == 0
+
+
+def test_a_yes_expires(make):
+    env = make()
+    env.reset()
+    env.clock.advance(11.0)
+    *_, truncated, info = env.step(np.array([0.3, 0, 0, 0]))
+    assert truncated and info["infra_failure"] and not calls(env.world, "SendTwistCommand")
+
+
+def test_the_arm_is_moved_while_the_mug_is_filled(make, capsys):
+    env = make()
+    env.operator.confirm = lambda text: env.world.place(fake_kortex.joints_at([0.45, 0.1, 0.3]))
+    with pytest.raises(gym.error.Error, match="three attempts"):
+        env.reset()
+    assert "moved since" in capsys.readouterr().err
+
+
+def test_a_violation_asks_before_the_arm_goes_home(make, capsys):
+    env = make()
+    env.reset()
+    for _ in range(8):
+        env.step(np.array([0.1, -0.2, 0.1, 0]))
+    env.operator.spill = "the operator's key"
+    assert env.step(np.zeros(4))[2]
+    env.operator.spill, moved, confirm = None, [], env.operator.confirm
+
+    def ask(text):
+        moved.append(len(calls(env.world, "SendTwistCommand", "ExecuteAction")))
+        confirm(text)
+
+    env.operator.confirm, before = ask, len(calls(env.world, "SendTwistCommand", "ExecuteAction"))
+    env.reset()
+    assert moved[0] == before < moved[1]
+
+
+def test_the_long_way_home_is_stopped(make, capsys, monkeypatch):
+    """A joint that turns away from home, whatever the firmware thinks of 180 degrees."""
+    env = make()
+    world, execute = env.world, env.world._ExecuteAction
+    world.place(fake_kortex.joints_at([0.5, -0.15, 0.45]))
+
+    def long_way(message):
+        execute(message)
+        world.goal[2] += 2 * math.pi * (1 if world.goal[2] < world.q[2] else -1)
+
+    monkeypatch.setattr(world, "_ExecuteAction", long_way)
+    with pytest.raises(gym.error.Error, match="three attempts"):
+        env.reset()
+    assert "turns away" in capsys.readouterr().err and world.speed == 0
+    assert abs(world.joints[2] - 180) < 60
+
+
+def test_late_learners_stay_inside(make):
+    """Commands that come 50 to 170 ms late, at full speed towards the walls: braked by then, and bounded from there."""
+    env, rng, outside = make(), np.random.default_rng(0), 0.0
+    low, high = np.array(SPEC.workspace_low), np.array(SPEC.workspace_high)
+    for _ in range(8):
+        env.reset()
+        since, way = env.clock.now(), rng.choice([-1, 1], 4) * [0.5, 0.5, 0.5, 0]
+        for _ in range(60):
+            env.clock.sleep(rng.uniform(0.05, 0.17))
+            *_, terminated, truncated, info = env.step(way)
+            assert not (terminated or truncated), info["reason"]
+            way = way if rng.uniform() < 0.9 else rng.choice([-1, 1], 4) * [0.5, 0.5, 0.5, 0]
+        where = np.array([sample.position for sample in env.world.samples(since)])
+        outside = max(outside, (low - where).max(), (where - high).max())
+    print(f"{1000 * outside:.1f} mm outside")
+    assert outside < 0.005
 
 
 def test_contact_is_a_violation_and_no_failure(make, capsys):
@@ -464,6 +593,13 @@ def test_an_unfit_robot_is_refused(make, tmp_path, name):
     assert not calls(world, "SendTwistCommand", "ExecuteAction", "ClearFaults")
 
 
+def test_a_robot_that_is_not_ready_at_once(make):
+    env = make()
+    env.world.busy_state, env.world.mode = 9, "twisting"  # for a while after a session's end
+    env.world.wanted, env.world.frame, env.world.going = np.zeros(6), 3, np.zeros(6)
+    env.reset()
+
+
 def test_soft_limits_are_set_and_read_back(make, monkeypatch):
     env = make(dataclasses.replace(SPEC, speed_max=0.03))
     assert env.world.soft[2].twist_linear == pytest.approx(0.03)
@@ -529,19 +665,38 @@ def test_the_operator_at_a_terminal():
 
 
 def test_a_scale(monkeypatch):
-    port = types.SimpleNamespace(read=lambda n: data.pop(0) if data else b"")
-    serial = types.SimpleNamespace(Serial=lambda *_, **__: port, SerialException=OSError)
+    """Old readings are not the tare; a unit does not matter; a scale that is silent or lost is a failure."""
+    grams, lines = [100.0], [b"00.1\n" + b"55.5 g\n" * 2000]
+
+    def read(n):
+        if grams[0] is None:
+            raise OSError("unplugged")
+        lines[0] += b"%.1f g\n" % grams[0] if grams[0] else b""
+        data, lines[0] = lines[0][:n], lines[0][n:]
+        asked[0] += 1
+        return data if asked[0] % 7 else b""
+
+    asked = [0]
+    serial = types.SimpleNamespace(Serial=lambda *_, **__: types.SimpleNamespace(read=read), SerialException=OSError)
     monkeypatch.setitem(sys.modules, "serial", serial)
-    data = [b"00.1\n100.0\n10"]
     scale = kinova_real.Scale("/dev/ttyUSB0")
+    while lines[0].startswith((b"5", b"0", b"g", b" ", b".")) and asked[0] < 100:
+        scale.take()
     scale.zero()
-    data += [b"0.5\n", b"101.9\n"]
-    assert scale.spilled() is None and scale.spilled() is None
-    data += [b"102.4\n"]
+    assert scale.tare == 100.0 and scale.spilled() is None
+    grams[0] = 101.9
+    assert scale.spilled() is None
+    grams[0] = 102.4
     assert "2.4 g" in scale.spilled()
-    data += [b"300\n"]
     scale.zero()
     assert scale.spilled() is None
+    grams[0] = 0.0
+    monkeypatch.setattr(kinova_real.time, "monotonic", lambda then=time.monotonic() + 3: then)
+    with pytest.raises(kinova_real.Failure, match="silent"):
+        scale.spilled()
+    grams[0] = None
+    with pytest.raises(kinova_real.Failure, match="lost"):
+        scale.spilled()
 
 
 # Processes, by the real clock

@@ -517,3 +517,15 @@ def test_both_scripts_know_the_ids(run_here, monkeypatch, script):
     flags = "--total-timesteps 12 --learning-starts 10 --initial-states 2 --batch-size 4 --hidden-size 8".split()
     result = run_here("--env-id", "PourCoffeeSim4", *flags, script=root / script)
     assert result.returncode == 0 and "PourCoffeeSim4: observation 15, action 4" in result.stdout + result.stderr
+
+
+def test_out_of_the_elbows_way():
+    """Late or pushed, the mug may find itself a little too near to the elbow: it can go along and away, not nearer."""
+    spec, still = pour.SPECIFICATION, np.zeros(3)
+    away = np.array([0.8, -0.6, 0.05]) / np.linalg.norm([0.8, -0.6, 0.05])
+    for depth in (0.0, 1e-9, 0.003):
+        position = np.array(spec.elbow) + (spec.elbow_radius - depth) * away
+        up = spec.limit(np.array([0, 0, 0.1, 0]), position, still, 0.0, np.zeros(4))
+        assert up == pytest.approx([0, 0, 0.1, 0])
+        assert spec.limit(np.append(0.3 * away, 0), position, still, 0.0, np.zeros(4))[:3] @ away > 0.29
+        assert spec.limit(np.append(-0.3 * away, 0), position, still, 0.0, np.zeros(4))[:3] @ away > -1e-9
