@@ -58,8 +58,7 @@ HOME_SPEED = 10.0  # deg/s, each joint on the way home
 RESET_SPEED, RESET_TURN = 0.1, 0.4  # m/s and rad/s, of retreating and of putting the mug upright
 AT_REST, DRIFT = 0.3, 0.003  # deg/s of any joint, m: below these the arm is at rest
 CONTACT = 20.0  # N, the change of the force at the tool, which the robot estimates from its torques, within some 0.5 s
-MARGIN, HOME_MARGIN = 0.02, 0.15  # m outside the box that stop the arm: following commands, and on the way home
-TILT = 0.25  # rad of pitch or yaw
+MARGIN, TILT = 0.02, 0.25  # m outside the box, and rad of pitch or yaw, that stop the arm
 DISAGREE = 0.005  # m, between the robot's tool centre and the one computed from its joints
 PATIENCE = 10.0  # s from the `yes` to the first command
 LEVEL_RATE = 0.1  # rad/s, at most, to hold pitch and yaw at 0
@@ -90,7 +89,7 @@ def rotation(x, y, z):
 class Arm:
     """The session, and all that can move the arm. Lives in guard's process; SI units, but for what Kortex is told.
 
-    mode: "stopped" (latched: `why` has the kind, and `reason` the words), "following" (commands), "homing".
+    mode: "stopped" (latched: `kind` and `reason` say why), "following" (commands), "homing".
     """
 
     def __init__(self, ip, specification, clock):
@@ -100,11 +99,8 @@ class Arm:
         self.commanded_at = self.heard_at = None
         self.sent_at = self.changed_at = -math.inf
         self.seen = self.observed = self.mark = self.baseline = self.owner = self.limits = None
-        self.confirmed, self.rested_at, self.again = (
-            True,
-            None,
-            [],
-        )  # whether the last stop was seen to work; when another had to be sent
+        self.confirmed, self.rested_at = True, None  # whether the last stop was seen to work, and where
+        self.again = []  # when another had to be sent
         self.closing = []
         self.connect(ip)
 
@@ -317,9 +313,9 @@ class Arm:
         self.send_stop()
 
     def stay_inside(self, state):
-        homing = self.mode == "homing"  # between joint angles the mug goes in arcs, which may tilt it
-        margin = HOME_MARGIN if homing else MARGIN
-        low, high = np.array(self.spec.workspace_low) - margin, np.array(self.spec.workspace_high) + margin
+        homing = self.mode == "homing"  # between joint angles the mug goes in arcs, which tilt it, and mostly upwards
+        below, above = (0.15, (0.15, 0.15, 0.4)) if homing else (MARGIN, MARGIN)
+        low, high = np.array(self.spec.workspace_low) - below, np.array(self.spec.workspace_high) + above
         if (state.position < low).any() or (state.position > high).any():
             raise Failure(f"the mug is at {np.round(state.position, 3).tolist()} m, outside its workspace")
         if np.abs(state.angles[:2]).max() > TILT and not homing:

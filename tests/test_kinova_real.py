@@ -382,7 +382,7 @@ def test_a_late_twist_after_the_stop_is_stopped_again(make, capsys):
 
 
 def test_what_starts_to_move_a_stopped_arm_is_stopped(make, capsys):
-    """A command that takes effect 3 s after the Stop; and a person with the gamepad is disturbed three times in 10 s."""
+    """A command that takes effect 3 s after the Stop; a person with the gamepad is disturbed three times in 10 s."""
     env = make()
     env.reset()
     for _ in range(5):
