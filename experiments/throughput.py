@@ -1,0 +1,307 @@
+"""How fast it is: gradient updates of both scripts beside their peers, environments, growth. Ratios within one run.
+
+    python experiments/throughput.py                 # updates per second, ours: a Markdown table
+    python experiments/throughput.py --peers         # beside OmniSafe's SACLag and Stable-Baselines3's SAC
+    python experiments/throughput.py --grow          # over width and batch; memory over the buffer's size
+    python experiments/throughput.py --envs          # steps and resets per second of every environment
+
+Ours is the text of the scripts themselves: the block "Algorithm 1, lines 12 to 20" is cut out and executed; "autograd
+through everything" is that block with the whole graph kept, as one would write it first. All are timed in turn, a few
+updates at a time, and medians are taken, so that what else the machine does falls on all alike. Peers are installed by
+hand:
+
+    pip install --no-deps omnisafe==0.5.0 && pip install stable-baselines3==2.3.2   # OmniSafe: and what it then misses
+"""
+
+import contextlib
+import io
+import math
+import os
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch.func import functional_call
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import meta_sac_lag
+import sac_lag_baselines
+
+SIZES = {"EggManipulate": (65, 20), "HumanoidVelocity": (376, 17)}  # observation, action
+ENVIRONMENTS = ("CarCircle2", "EggManipulate", "FrankaDrawerClose", "HumanoidVelocity", "PourCoffee", "PushTopple")
+ROWS = 20_000  # transitions in the buffers
+
+
+def block(module):
+    text = Path(module.__file__).read_text()
+    return textwrap.dedent(text.split("# >>> Algorithm 1, lines 12 to 20\n")[1].split("# <<< Algorithm 1, lines 12")[0])
+
+
+def whole_graph(text):
+    """The block as autograd would have it: phi' keeps the graph of L's gradient on B, all networks included."""
+    old = """    g_r, g_h, g_c = (torch.autograd.grad(J, phi.values(), retain_graph=True) for J in (J_r, J_h, J_c))
+for name, g_r_i, g_h_i, g_c_i in zip(phi, g_r, g_h, g_c):
+    dL_dphi = g_r_i - alpha * g_h_i - nu_new * g_c_i
+"""[4:]
+    new = """L = J_r - alpha * J_h - nu_new * J_c
+for name, dL_dphi in zip(phi, torch.autograd.grad(L, phi.values(), create_graph=True)):
+"""
+    assert old in text
+    return text.replace(old, new)
+
+
+def ours(module, text, obs_dim, action_dim, batch_size, width, device="cpu", **flags):
+    """-> update(), which executes the block once on a filled buffer."""
+    m = module
+    args = m.Args(batch_size=batch_size, hidden_size=width, **{"nu_init": 10.0, "epsilon_init": 0.5, **flags})
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    sizes = obs_dim, action_dim, width
+    actor = m.Actor(*sizes).to(device)
+    qr, qr_target = (m.TwinCritic(*sizes, probability=False).to(device) for _ in range(2))
+    qc, qc_target = (m.TwinCritic(*sizes, probability=True).to(device) for _ in range(2))
+    fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
+    D, D_s = (m.ReplayBuffer(ROWS, rng, device, **fields) for _ in range(2))
+    D_0 = m.ReplayBuffer(10_000, rng, device, obs=(obs_dim,))
+    for buffer, rows in ((D, ROWS), (D_s, ROWS // 10), (D_0, 1000)):
+        for field, array in buffer.rows.items():
+            drawn = rng.normal(size=(rows, *array.shape[1:]))
+            array[:rows] = drawn > 1.5 if field in ("cost", "terminated") else np.tanh(drawn)
+        buffer.added = rows
+    phi = dict(actor.named_parameters())
+    epsilon = torch.tensor(args.epsilon_init, device=device, requires_grad=True)
+    log_alpha = torch.tensor(math.log(0.5), device=device, requires_grad=True)
+    zero = torch.zeros((), device=device)
+    names = dict(
+        vars(m), args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target, D=D, D_s=D_s,
+        D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init, device=device), nu_square=zero,
+        epsilon_square=zero, phi_square={name: torch.zeros_like(parameter) for name, parameter in phi.items()},
+        qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr), action_dim=action_dim,
+        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr), functional_call=functional_call,
+        alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr),
+    )  # fmt: skip
+    code = compile(text, f"{m.__name__}, Algorithm 1", "exec")
+
+    def update():
+        exec(code, names)
+
+    update.names = names
+    return update
+
+
+def omnisafe_saclag(obs_dim, action_dim, batch_size, width):
+    """OmniSafe's own update, with a policy step in each (its default skips every second), on random transitions."""
+    import benchmark_envs
+
+    benchmark_envs.import_safety_gymnasium()  # which it imports, and which Python 3.11 refuses as it is
+    import omnisafe
+    from gymnasium.spaces import Box
+    from omnisafe.envs.core import CMDP, env_register
+
+    name = f"Sizes{obs_dim}x{action_dim}-v0"
+
+    class Sizes(CMDP):
+        _support_envs, need_time_limit_wrapper, need_auto_reset_wrapper, _num_envs = [name], False, False, 1
+
+        def __init__(self, env_id, **_):
+            super().__init__(env_id)
+            self._observation_space = Box(-np.inf, np.inf, (obs_dim,), np.float32)
+            self._action_space = Box(-1, 1, (action_dim,), np.float32)
+            self._metadata = {}
+
+        def reset(self, seed=None, options=None):
+            return torch.zeros(obs_dim), {}
+
+        def step(self, action):
+            no = torch.tensor(False)
+            return torch.randn(obs_dim), torch.randn(()), torch.zeros(()), no, no, {}
+
+        def set_seed(self, seed):
+            pass
+
+        def render(self):
+            pass
+
+        def close(self):
+            pass
+
+    Sizes.__name__ = f"Sizes{obs_dim}x{action_dim}"
+    env_register(Sizes)
+    settings = {
+        "train_cfgs": {"device": "cpu", "torch_threads": torch.get_num_threads(), "total_steps": 4000},
+        "algo_cfgs": {"batch_size": batch_size, "update_iters": 1, "policy_delay": 1, "size": ROWS,
+                      "steps_per_epoch": 2000, "obs_normalize": False},
+        "model_cfgs": {"actor": {"hidden_sizes": [width] * 2}, "critic": {"hidden_sizes": [width] * 2}},
+        "logger_cfgs": {"use_wandb": False, "use_tensorboard": False, "log_dir": tempfile.mkdtemp()},
+    }  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        agent = omnisafe.Agent("SACLag", name, custom_cfgs=settings).agent
+    for _ in range(2000):
+        zero = torch.zeros(1)
+        agent._buf.store(obs=torch.randn(1, obs_dim), act=torch.rand(1, action_dim) * 2 - 1, reward=torch.randn(1),
+                         cost=zero, done=zero, next_obs=torch.randn(1, obs_dim))  # fmt: skip
+    agent._logger.store({"Metrics/EpCost": 0.0, "Metrics/EpRet": 0.0, "Metrics/EpLen": 1.0})
+    return agent._update
+
+
+def stable_baselines3_sac(obs_dim, action_dim, batch_size, width):
+    """Stable-Baselines3's SAC: no constraint at all."""
+    import gymnasium as gym
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.logger import Logger
+
+    class Sizes(gym.Env):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
+        action_space = gym.spaces.Box(-1, 1, (action_dim,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(obs_dim, np.float32), {}
+
+    model = SAC("MlpPolicy", Sizes(), batch_size=batch_size, buffer_size=ROWS, device="cpu",
+                policy_kwargs=dict(net_arch=[width] * 2))  # fmt: skip
+    model.set_logger(Logger(None, []))
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        seen = rng.normal(size=(2, 1, obs_dim)).astype(np.float32)
+        model.replay_buffer.add(*seen, rng.uniform(-1, 1, (1, action_dim)), rng.normal(size=1), np.zeros(1), [{}])
+    return lambda: model.train(gradient_steps=1, batch_size=batch_size)
+
+
+def alternating(updates, rounds=15, seconds=0.4):
+    """{name: update} -> {name: milliseconds per update, the median of rounds in which each has its turn}."""
+    times, counts = {name: [] for name in updates}, {}
+    for name, update in updates.items():
+        for _ in range(5):
+            update()
+        started = time.perf_counter()
+        update()
+        counts[name] = max(2, round(seconds / (time.perf_counter() - started)))
+    for _ in range(rounds):
+        for name, update in updates.items():
+            started = time.perf_counter()
+            for _ in range(counts[name]):
+                update()
+            times[name].append(1000 * (time.perf_counter() - started) / counts[name])
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def print_table(header, rows):
+    print("| " + " | ".join(map(str, header)) + " |\n" + "|---" * len(header) + "|")
+    for row in rows:
+        print("| " + " | ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row) + " |")
+    print(flush=True)
+
+
+def updates_table(peers, batch_size, width):
+    method = block(meta_sac_lag)
+    for env_id, (obs_dim, action_dim) in SIZES.items():
+        size = obs_dim, action_dim, batch_size, width
+        updates = {
+            "Meta SAC-Lag": ours(meta_sac_lag, method, *size),
+            "Meta SAC-Lag, --no-alpha-through-epsilon": ours(meta_sac_lag, method, *size, alpha_through_epsilon=False),
+            "Meta SAC-Lag, autograd through everything": ours(meta_sac_lag, whole_graph(method), *size),
+        }
+        for algo in ("sacv2-lag", "rcpo-sacv2", "rcpo-metasac"):
+            updates[algo] = ours(sac_lag_baselines, block(sac_lag_baselines), *size, algo=algo)
+        if peers:
+            updates["OmniSafe 0.5 SACLag, policy_delay 1"] = omnisafe_saclag(*size)
+            updates["Stable-Baselines3 2.3 SAC"] = stable_baselines3_sac(*size)
+        found = alternating(updates)
+        print(f"{env_id}'s size ({obs_dim}, {action_dim}), batch {batch_size}, width {width}, "
+              f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}\n")  # fmt: skip
+        first, base = found["Meta SAC-Lag"], found["sacv2-lag"]
+        rows = [(name, ms, 1000 / ms, ms / base, first / ms) for name, ms in found.items()]
+        print_table(("update", "ms", "per second", "x SACv2-Lag (ours)", "Meta SAC-Lag is x of it"), rows)
+
+
+def growth():
+    rows = []  # first of all, while the process has no freed memory to fill
+    for capacity in (10_000, 100_000, 1_000_000):
+        fields = dict(obs=(65,), action=(20,), reward=(), cost=(), next_obs=(65,), terminated=())
+        D = meta_sac_lag.ReplayBuffer(capacity, np.random.default_rng(0), "cpu", **fields)
+        before = resident()
+        for array in D.rows.values():
+            array[:] = 1
+        D.added = capacity
+        grown, started = resident() - before, time.perf_counter()
+        for _ in range(200):
+            D.sample(256)
+        rows.append((capacity, grown, 1e6 * (time.perf_counter() - started) / 200))
+    print("The replay buffer D, EggManipulate's size: memory when full, and time of one batch of 256\n")
+    print_table(("transitions", "MB", "microseconds"), rows)
+
+    method = block(meta_sac_lag)
+    rows = []
+    for width in (64, 128, 256, 512, 1024):
+        row = [width]
+        for batch_size in (64, 128, 256, 1024, 4096):
+            update = ours(meta_sac_lag, method, 65, 20, batch_size, width)
+            row.append(1000 / alternating({"": update}, rounds=3, seconds=0.5)[""])
+        rows.append(row)
+    print("Updates per second, EggManipulate's size, over width (down) and batch\n")
+    print_table(("width", 64, 128, 256, 1024, 4096), rows)
+
+
+def resident():
+    """MB of this process in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def environments(seconds=4.0):
+    rows = []
+    for env_id in ENVIRONMENTS:
+        env = meta_sac_lag.make_env(env_id, False)
+        rng, steps, resets, stepping, resetting = np.random.default_rng(0), 0, 0, 0.0, 0.0
+        while stepping + resetting < seconds:
+            started = time.perf_counter()
+            env.reset(seed=resets)
+            resetting, resets, done = resetting + time.perf_counter() - started, resets + 1, False
+            while not done:
+                action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+                started = time.perf_counter()
+                _, _, terminated, truncated, _ = env.step(action)
+                stepping, steps, done = stepping + time.perf_counter() - started, steps + 1, terminated or truncated
+        env.close()
+        rows.append((env_id, steps / stepping, 1000 * stepping / steps, 1000 * resetting / resets))
+    print("Environments, one thread, uniformly random actions\n")
+    print_table(("environment", "steps per second", "ms a step", "ms a reset"), rows)
+
+
+def main(
+    peers: bool = False,
+    grow: bool = False,
+    envs: bool = False,
+    batch_size: int = 256,
+    width: int = 256,
+    threads: int = 2,
+):
+    """Prints Markdown tables.
+
+    Args:
+        peers: beside OmniSafe's SACLag and Stable-Baselines3's SAC, which have to be installed
+        grow: updates per second over width and batch, memory over the buffer's size
+        envs: every environment's steps and resets
+        batch_size: of the table of updates
+        width: units of each hidden layer, in that table
+        threads: PyTorch's
+    """
+    torch.set_num_threads(threads)
+    if grow:
+        growth()
+    if envs:
+        environments()
+    if not (grow or envs):
+        try:
+            updates_table(peers, batch_size, width)
+        except ImportError as error:
+            sys.exit(f"--peers needs OmniSafe and Stable-Baselines3 ({error}): see the head of this file")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
