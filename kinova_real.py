@@ -21,7 +21,8 @@ own, `guard`, and nothing that the learner does or fails to do can keep the arm 
  5. A command lasts one control period; where the next is late the arm comes to rest meanwhile.
  6. `Arm.send`: the mug's velocity changes by no more than `acceleration_max` (its roll at once, as in the twin).
  7. `Specification.limit`: finite, norm, change, and the workspace, on the position predicted for when it takes effect.
- 8. `Arm.check` before every episode, which fails closed; and a `yes`, typed, before the arm is let go.
+ 8. `Arm.check` before every episode, which fails closed; and a `yes`, typed: before every episode, and before the arm
+    goes home at first, after a violation and after a failure.
 """
 
 import dataclasses
@@ -724,8 +725,9 @@ class KinovaPourCoffee(gym.Env):
     comes to rest meanwhile.
 
     ## Starting State
-    A person is asked to let the arm go. It rises, turns the mug upright, goes home by joint angles at 10 deg/s, and
-    waits for the mug to be filled, for as long as it takes. `seed` has no effect.
+    The arm rises, turns the mug upright, goes home by joint angles at 10 deg/s (at first, and after a violation or a
+    failure, once a person has said yes), and waits for the mug to be filled, for as long as it takes. `seed` has no
+    effect.
 
     ## Episode End
     Terminates on a violation, truncates after `episode_steps`; both stop the arm.
