@@ -269,7 +269,7 @@ def make_env(env_id, render, **robot):
     if robot:
         try:
             return Contract(gym.make("kinova_real:KinovaPourCoffee", **robot), env_id)
-        except gym.error.Error as error:
+        except (gym.error.Error, ImportError) as error:
             fail(error)
     module, _ = ENVIRONMENTS.get(env_id, ("", None))
     try:
