@@ -46,6 +46,7 @@ VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thou
     "descent_alpha": "--epsilon-step descent --alpha-init 0.1",
     "nonlinear_fast_alpha": "--epsilon-objective nonlinear --nu-lr {fast} --alpha-init 0.1",
     "ascent_nu100": "--nu-init 100",
+    "ascent_150k": "--total-timesteps 150000",
     "ascent_direct": "--no-alpha-through-epsilon",
     "ascent_else": "--no-store-violations-in-d",
     "nonlinear_fast_direct": "--epsilon-objective nonlinear --nu-lr {fast} --no-alpha-through-epsilon",
