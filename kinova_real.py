@@ -37,6 +37,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -415,7 +416,7 @@ class Arm:
             return None
         s = self.observed
         return dict(
-            at=s.at, position=s.position, angles=s.angles, velocity=s.velocity, moving=bool(s.speed > AT_REST),
+            at=s.at, position=s.position, angles=s.angles, velocity=s.velocity,
             home=bool(np.abs(self.from_home(s)).max() < math.radians(1.0)),
         )  # fmt: skip
 
@@ -428,7 +429,7 @@ class Arm:
         return found
 
     def act(self, action):
-        """Layer 7 -> when the twist was sent (s), and what it is on the way to, (4,)."""
+        """Layer 7 -> when the twist was sent (s)."""
         action = np.asarray(action, float)
         if action.shape != (4,) or not np.isfinite(action).all():
             raise Failure(f"an action is four finite numbers, but this is {action.tolist()}")
@@ -438,8 +439,8 @@ class Arm:
                 s, last = self.seen, self.going  # too late: it has been braking since
             self.command = self.spec.limit(action, s.position, s.velocity, s.angles[2], last)
             self.commanded_at = self.clock.now()
-            return dict(sent=self.send(self.command), command=self.command)
-        return dict(sent=self.clock.now(), command=np.zeros(4))
+            return self.send(self.command)
+        return self.clock.now()
 
     def home(self):
         """Starts the way home, by joint angles, which nothing but layers 1 to 4 guards: the way has to be free."""
@@ -576,12 +577,11 @@ def fake_arm(position=None):
     if not (folder / "fake_kortex.py").exists():
         raise gym.error.DependencyNotInstalled(f"--robot-ip fake needs {folder / 'fake_kortex.py'}, of the checkout")
     sys.path.insert(0, str(folder))
-    import tempfile
-
     import fake_kortex
 
     settings = {} if position is None else {"joints": fake_kortex.joints_at(position)}
-    return fake_kortex.serve(os.path.join(tempfile.mkdtemp(), "arm"), **settings)
+    address = f"fake_kortex_{os.getpid()}_{time.monotonic_ns()}"
+    return fake_kortex.serve(os.path.join(tempfile.gettempdir(), address), **settings)
 
 
 class Operator:
@@ -871,7 +871,7 @@ class KinovaPourCoffee(gym.Env):
                 self.state["at"] = self.seen_at = max(self.seen_at, clock.now() - lead)
             late = clock.now() - self.seen_at - lead
             clock.sleep(max(0.0, -late))
-            sent = self.demand("act", action)["sent"]
+            sent = self.demand("act", action)
             # By absolute deadlines: only an action that came too late shifts what follows
             self.seen_at += spec.control_period + max(0.0, late - 0.002)
             clock.sleep(max(0.0, self.seen_at - clock.now()))
@@ -1040,4 +1040,7 @@ if __name__ == "__main__":
     else:
         import tyro
 
-        tyro.cli(main)
+        try:
+            tyro.cli(main)
+        except KeyboardInterrupt:
+            sys.exit("kinova: interrupted; the arm's process has been told to stop it")

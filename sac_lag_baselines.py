@@ -344,6 +344,7 @@ def evaluate(policy, folder, seed, episodes, device, video, **robot):
 
 
 def which_arm(robot_ip=None, **_):
+    """What a robot's folders and files have in their names."""
     return "" if robot_ip is None else "_fake" if robot_ip.startswith("fake") else "_real"
 
 

@@ -13,11 +13,12 @@ of the API; reach_pose moves in joint space. `process` being "killed" or "frozen
 test itself sends still arrives. A socket that closes does not stop the arm.
 
 Guesses, where Kinova documents nothing: the accelerations of the ramps, and that Stop, faults and inactivity use them
-too; limits bound norms; a command takes effect half-way through its RPC; redundancy (least squares); a twist
-slows at a joint limit and lasts, at a zone it is dropped; the tool's twist is reported in the base's frame; the arm's
-state while it moves (`busy_state`); abort codes; a twist that is not finite, and UDP for anything but feedback, are
-refused; any session may Stop; a silent connection stops the arm (`inactivity_stops`), CloseSession does not
-(`close_stops`) but gives up control; the soft limits at first; what silences the keep-alive for good.
+too; limits bound norms; the velocity changes evenly within a tick; a command takes effect half-way through its RPC;
+redundancy (least squares); a twist slows at a joint limit and lasts, at a zone it is dropped; the tool's twist is
+reported in the base's frame; the arm's state while it moves (`busy_state`); abort codes; a twist that is not finite,
+and UDP for anything but feedback, are refused; any session may Stop; a silent connection stops the arm
+(`inactivity_stops`), CloseSession does not (`close_stops`) but gives up control; the soft limits at first; what
+silences the keep-alive for good.
 """
 
 import argparse

@@ -334,8 +334,8 @@ def test_a_fault_stops_the_arm_and_is_no_data(make, capsys, name, moving):
     env.clock.advance(1.0)
     assert env.world.speed == 0  # where no Stop arrives, by the robot's own
     order = [call.method for call in calls(env.world, "SendTwistCommand", "Stop") if call.time >= since]
-    assert "Stop" in order or name == "a broken pipe"
-    assert "SendTwistCommand" not in order[order.index("Stop") :] if "Stop" in order else True
+    if name != "a broken pipe":
+        assert "SendTwistCommand" not in order[order.index("Stop") :]
 
 
 def test_it_goes_on_after_a_fault_once_that_is_cleared(make, capsys):
@@ -394,7 +394,7 @@ def test_what_starts_to_move_a_stopped_arm_is_stopped(make, capsys):
     stops = len(calls(env.world, "Stop"))
     env.clock.advance(2.0)
     assert env.world.speed == 0 and len(calls(env.world, "Stop")) == stops + 1
-    arm, since = env.guard.arm, env.clock.now()
+    arm = env.guard.arm
     arm.rpc(arm.base, "SendTwistCommand", slowly(arm, 0.002))  # so slow that no joint's speed shows it
     env.clock.advance(5.0)
     assert env.world.speed == 0
@@ -420,6 +420,27 @@ def test_somebody_else_takes_control(make, capsys):
     env.world.changer = 999
     *_, truncated, info = env.step(np.array([0.05, -0.1, 0.1, 0]))
     assert truncated and "somebody else" in info["reason"] and not calls(env.world, "ApplyEmergencyStop")
+
+
+@pytest.mark.parametrize("word, position", [("jumped", (0.5, -0.1, 0.4)), ("outside", (0.76, -0.1, 0.43))])
+def test_the_mug_is_where_no_command_has_sent_it(make, capsys, word, position):
+    env = make()
+    env.reset()
+    env.step(np.zeros(4))
+    env.world.place(fake_kortex.joints_at(position))
+    if word == "outside":
+        env.guard.arm.seen = None  # the jump would be noticed before
+    *_, truncated, info = env.step(np.zeros(4))
+    assert truncated and info["infra_failure"] and word in info["reason"] and env.world.speed == 0
+
+
+def test_one_lost_packet_is_no_failure(make):
+    env = make()
+    env.reset()
+    for _ in range(10):
+        env.world.fail("RefreshFeedback", "hang")
+        *_, truncated, info = env.step(np.array([0.05, 0, 0, 0]))
+        assert not truncated, info["reason"]
 
 
 def test_a_stop_that_is_not_seen_to_work_is_a_failure_and_said(make, capsys):
@@ -531,6 +552,34 @@ def test_a_spill_is_a_violation(make, capsys):
     assert "the operator's key" in capsys.readouterr().err
 
 
+def test_a_spill_at_the_very_end_counts(make, capsys):
+    """Reported 0.4 s after the last step of the pour, when the arm is already stopped."""
+    env = make()
+    env.reset()
+    for _ in range(SPEC.episode_steps - 1):
+        env.step(np.array([0.0, 0.02, 0.02, 0]))
+    at = env.clock.now() + 0.6
+    env.operator.spilled = lambda: "the operator's key" if env.clock.now() > at else None
+    *_, terminated, truncated, info = env.step(np.zeros(4))
+    assert terminated and truncated and info["cost"] == info["cost_spill"] == 1
+
+
+def test_pitch_and_yaw_are_brought_back_to_0(make):
+    """The correction's size and sign: a tilt of about 0.1 rad shrinks while the mug moves, rolled or not."""
+    for roll in (0.0, 60.0):
+        env = make()
+        env.reset()
+        env.world.place([4, 15, 180, -130, 0, 51, 90 + roll])
+        env.guard.arm.seen = None  # or this would be a jump
+        env.state = env.demand("state")
+        tilt = [env.state["angles"][:2]]
+        for _ in range(30):
+            env.step(np.array([0.02, 0, 0.02, 0]))
+            tilt.append(env.state["angles"][:2])
+        assert 0.06 < np.abs(tilt[0]).max() < 0.12 and np.abs(tilt[0]).min() > 0.03
+        assert (np.abs(tilt[-1]) < 0.3 * np.abs(tilt[0])).all(), tilt[:: len(tilt) - 1]
+
+
 def test_reset(make):
     """It rises, turns the mug upright, goes home slowly, and asks once more; with no motion before the first yes."""
     env = make()
@@ -582,7 +631,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_an_unfit_robot_is_refused(make, tmp_path, name):
+def test_an_unfit_robot_is_refused(make, name):
     break_it, word = UNFIT[name]
     clock = fake_kortex.VirtualClock()
     world = fake_kortex.install(clock=clock)
@@ -593,11 +642,16 @@ def test_an_unfit_robot_is_refused(make, tmp_path, name):
     assert not calls(world, "SendTwistCommand", "ExecuteAction", "ClearFaults")
 
 
-def test_a_robot_that_is_not_ready_at_once(make):
+def test_a_robot_that_is_not_ready_at_once(make, monkeypatch):
+    """Manually controlled for 2 s, as after a session's end; for longer than 5 s it is refused."""
     env = make()
-    env.world.busy_state, env.world.mode = 9, "twisting"  # for a while after a session's end
-    env.world.wanted, env.world.frame, env.world.going = np.zeros(6), 3, np.zeros(6)
+    ready = env.clock.now() + 2
+    monkeypatch.setattr(env.world, "_arm_state", lambda: 7 if env.clock.now() > ready else 9)
     env.reset()
+    assert env.clock.now() > ready
+    monkeypatch.setattr(env.world, "_arm_state", lambda: 9)
+    with pytest.raises(gym.error.Error, match="three attempts"):
+        env.reset()
 
 
 def test_soft_limits_are_set_and_read_back(make, monkeypatch):
@@ -783,9 +837,9 @@ def test_the_arms_own_process_dies(tmp_path, arm, how):
 TRAIN = "--env-id PourCoffee --batch-size 32 --hidden-size 16 --learning-starts 50 --no-cuda".split()
 
 
-def start(tmp_path, *flags):
+def start(tmp_path, *flags, script=SCRIPT):
     confirm = subprocess.Popen(["yes", "yes"], stdout=subprocess.PIPE)
-    command = [sys.executable, str(SCRIPT), *map(str, flags)]
+    command = [sys.executable, str(script), *map(str, flags)]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdin=confirm.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -822,7 +876,7 @@ def test_training_through_the_fake_killed_and_resumed(tmp_path, arm, steps):
     assert np.median([value for _, value in curves["charts/delay"]]) < 0.2 and "charts/overrun" in curves
 
 
-def test_from_the_twin_to_the_arm_and_back(tmp_path, arm, monkeypatch):
+def test_from_the_twin_to_the_arm(tmp_path, arm):
     """A policy from the twin runs on the arm; --resume goes on there, in a folder of its own, with the twin's data."""
     import torch
 
@@ -848,6 +902,7 @@ def test_from_the_twin_to_the_arm_and_back(tmp_path, arm, monkeypatch):
     assert before == {path: path.read_bytes() for path in parent.glob("*.pt")}
 
 
+@pytest.mark.parametrize("script", [SCRIPT, ROOT / "sac_lag_baselines.py"])
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -858,8 +913,14 @@ def test_from_the_twin_to_the_arm_and_back(tmp_path, arm, monkeypatch):
         (("--env-id", "PourCoffee"), ("no goal", "--teach")),
     ],
 )
-def test_bad_input(run_here, flags, words):
-    assert_one_line(run_here(*flags, "--real-robot", "--robot-ip", "fake"), *words)
+def test_bad_input(run_here, script, flags, words):
+    assert_one_line(run_here(*flags, "--real-robot", "--robot-ip", "fake", script=script), *words)
+
+
+def test_a_baseline_on_the_arm(tmp_path, arm):
+    process = start(tmp_path, *TRAIN, *arm.flags, "--total-timesteps", 60, script=ROOT / "sac_lag_baselines.py")
+    out, err = process.communicate()
+    assert process.returncode == 0 and "PourCoffee_fake" in out, err
 
 
 def test_the_operator_quits(tmp_path, arm):

@@ -17,7 +17,7 @@ METHOD = throughput.block(meta_sac_lag)
 
 @pytest.mark.parametrize("updates, width", [(20, 256), pytest.param(100, 256, marks=pytest.mark.slow)])
 def test_the_block_does_what_autograd_through_everything_does(updates, width):
-    """In float32, after many updates: phi, nu, epsilon and alpha, of which all but nu have moved."""
+    """In float32, after many updates: phi, nu, epsilon and alpha, which have all moved."""
     found = []
     for text in (METHOD, throughput.whole_graph(METHOD)):
         update = throughput.ours(meta_sac_lag, text, 65, 20, 64, width, epsilon_lr=1e-3, nu_lr=0.01)
@@ -33,7 +33,7 @@ def test_the_block_does_what_autograd_through_everything_does(updates, width):
     apart = ((phi - reference).norm() / reference.norm()).item()
     print(f"phi: {apart:.1e}; nu, epsilon, alpha: {(scalars / reference_scalars - 1).abs().tolist()}")
     assert apart < 1e-4 and torch.allclose(scalars, reference_scalars, rtol=1e-4)
-    assert reference_scalars[1] != 0.5
+    assert (reference_scalars - torch.tensor([10.0, 0.5, 0.5])).abs().min() > 1e-5
 
 
 def test_it_prints_a_table():
