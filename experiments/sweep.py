@@ -1,0 +1,393 @@
+"""The paper's comparisons: many runs of the two scripts, on this machine or on a cluster, to one CSV each.
+
+    pip install -r experiments/requirements.txt                  # Ray and matplotlib
+    python experiments/sweep.py --suite smoke                    # minutes: does everything work?
+    python experiments/sweep.py --suite fig2 --dry-run           # what it would do, and how long that takes
+    python experiments/sweep.py --suite fig2 --env-ids CarCircle2 PourCoffee
+    python experiments/sweep.py --suite fig2 --protocol full --address auto --gpus-per-run 0.1   # on a Ray cluster
+    python experiments/figures.py                                # the pictures, from the CSVs
+
+Each run is the README's command line in a process of its own, on one thread, then `--evaluate`; nothing is measured
+that a user would not get. All of a sweep is in one folder (`--folder`, by default sweeps/SUITE_PROTOCOL): a folder for
+each run, with its policies and TensorBoard's events, and beside it, once it is whole, its CSV. A sweep that is stopped goes on where it was, a run that dies
+from its last checkpoint. On a cluster the folder and this checkout are on a file system that all nodes share.
+"""
+
+import csv
+import ctypes
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+ALGOS = {
+    "meta-sac-lag": "meta_sac_lag.py",
+    "meta-sac-lag-nonlinear": "meta_sac_lag.py --epsilon-objective nonlinear",
+    "sacv2-lag": "sac_lag_baselines.py --algo sacv2-lag",
+    "rcpo-sacv2": "sac_lag_baselines.py --algo rcpo-sacv2",
+    "rcpo-metasac": "sac_lag_baselines.py --algo rcpo-metasac",
+}
+PROTOCOLS = {
+    "full": "",  # the scripts' defaults: a million steps, width and batch 256
+    # tau is twice the default, so that Q_c can forget its first value, 0.5, within 3 / (tau (1 - gamma_c)) = 30,000
+    "reduced": "--total-timesteps 50000 --hidden-size 128 --batch-size 128 --tau 0.01 --learning-starts 2000",
+    "tiny": "--total-timesteps 1500 --hidden-size 32 --batch-size 32 --learning-starts 500 --initial-states 8 "
+            "--checkpoint-every 500",
+}  # fmt: skip
+# For every algorithm alike: rewards of 0.01 a step drown in the entropy of alpha_0 = 1 (README)
+ENV_FLAGS = {"CarCircle2": "--reward-scale 20"}
+FIG2 = ("CarCircle2", "PourCoffee", "PushTopple", "FrankaDrawerClose", "EggManipulate", "HumanoidVelocity")
+GRID = {  # algorithm@epsilon_0,nu_0
+    f"{algo}@{epsilon},{nu}": f"{ALGOS[algo]} --epsilon-init {epsilon} --nu-init {nu}"
+    for algo, epsilon, nu in itertools.product(("meta-sac-lag", "sacv2-lag"), (0.1, 0.5, 1.0), (10, 100, 1000))
+}
+SUITES = {  # environments, algorithms, seeds
+    "smoke": (("CarCircle2", "PourCoffee"), ALGOS, (1,)),
+    "fig2": (FIG2, ALGOS, (1, 2, 3)),
+    "fig3": (("PourCoffeeSim1", "PourCoffeeSim2", "PourCoffeeSim3", "PourCoffeeSim4"), ("meta-sac-lag",), (1, 2, 3)),
+    "robust": (("CarCircle2",), GRID, (1,)),
+}
+POINTS = 100  # of a curve: means over a hundredth of the run
+METRICS = re.compile(
+    r"charts/(episodic_return|episodic_length|violation|violations_total|cost_.*|success_rate|acceleration|jerk|SPS)|"
+    r"meta/(epsilon|alpha|nu|nu_star|grad_.*)|values/.*|losses/entropy|gradients/.*"
+)
+EPISODES = {"tiny": 2}  # of the evaluation at the end; otherwise 40
+
+
+class Run(NamedTuple):
+    suite: str
+    protocol: str
+    env_id: str
+    algo: str
+    seed: int
+
+    @property
+    def name(self):
+        return f"{self.env_id}__{self.algo}__{self.seed}"
+
+    def command(self, cuda=False, extra=""):
+        script = {**ALGOS, **GRID}[self.algo]
+        flags = f"--env-id {self.env_id} --seed {self.seed} --exp-name {self.algo} {PROTOCOLS[self.protocol]}"
+        return f"{script} {flags} {ENV_FLAGS.get(self.env_id, '')} {'' if cuda else '--no-cuda'} {extra}".split()
+
+    def total(self):
+        return int(re.search(r"--total-timesteps (\d+)|$", PROTOCOLS[self.protocol])[1] or 1_000_000)
+
+
+def plan(suite, protocol, env_ids=None, algos=None, seeds=None):
+    """All runs of a suite, seed by seed within an environment, so that what is whole first can be shown first."""
+    of_suite = SUITES[suite]
+    for flag, given, known in zip(("--env-ids", "--algos"), (env_ids, algos), of_suite):
+        if unknown := set(given or ()) - set(known):
+            sys.exit(f"error: {flag} {' '.join(sorted(unknown))}: the suite {suite} has {', '.join(known)}")
+    env_ids, algos, seeds = (given or of_suite[i] for i, given in enumerate((env_ids, algos, seeds)))
+    return [Run(suite, protocol, env_id, algo, seed) for env_id, seed, algo in itertools.product(env_ids, seeds, algos)]
+
+
+def start(command, here, cuda, **options):
+    """The command line in a process of its own, which dies with this one, and logs to log.txt. Returns its exit code."""
+    kill_with_me = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # 1: PR_SET_PDEATHSIG
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})
+    with open(here / "log.txt", "a") as log:
+        return subprocess.run(
+            [sys.executable, str(ROOT / command[0]), *command[1:]], cwd=here, env=environment, stdout=log, stderr=log,
+            preexec_fn=kill_with_me and (lambda: kill_with_me(1, signal.SIGKILL)), **options,
+        ).returncode  # fmt: skip
+
+
+def work(run, folder, cuda, facts):
+    """One run, from whatever there is of it, to its CSV. Returns what went wrong, or None."""
+    folder, here = Path(folder), Path(folder) / run.name
+    target = folder / f"{run.name}.csv"
+    if target.exists():
+        return None
+    here.mkdir(parents=True, exist_ok=True)
+    last_step, deaths = -1, 0
+    while not (done := finished(run, here)):
+        with_checkpoint = [path for path in here.glob("runs/*") if list(path.glob("checkpoint*.pt"))]
+        if with_checkpoint:
+            command = [run.command()[0], "--resume", str(with_checkpoint[0].relative_to(here))]
+        else:  # died before its first checkpoint: nothing of it is of use
+            shutil.rmtree(here / "runs", ignore_errors=True)
+            command = run.command(cuda)
+        if start(command, here, cuda) != 0:
+            steps = [int(path.stem.split("_")[1]) for path in here.glob("runs/*/policy_*.pt")]
+            deaths = deaths + 1 if max(steps, default=0) == last_step else 1
+            last_step = max(steps, default=0)
+            if deaths == 3:
+                return (here / "log.txt").read_text().strip().splitlines()[-1]
+            time.sleep(5)
+    run_dir = done.parent
+    evaluate = [run.command()[0], "--evaluate", str(done.relative_to(here))]
+    evaluations = [(evaluate + ["--episodes", str(EPISODES.get(run.protocol, 40))], {})]
+    if run.suite == "fig3":  # the policies saved along training, through the rehearsal arm
+        evaluations += [
+            ([*evaluate[:2], str(path.relative_to(here)), *"--real-robot --robot-ip fake --episodes 5".split()],
+             dict(input=b"yes\n" * 100)) for path in run_dir.glob("policy_*.pt")
+        ]  # fmt: skip
+    for command, options in evaluations:
+        if start(command, here, cuda, **options) != 0:
+            return (here / "log.txt").read_text().strip().splitlines()[-1]
+    temporary = here / "csv"
+    write_csv(run, run_dir, temporary, {**facts, "command": shlex.join(["python", *run.command(cuda)]),
+                                        "machine": machine(), "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"})
+    os.replace(temporary, target)
+    for checkpoint in run_dir.glob("checkpoint*.pt"):  # nearly all of a run's disk space
+        checkpoint.unlink()
+    return None
+
+
+def finished(run, here):
+    """The last policy of a run that came to its end: its checkpoint is written after it, and is the last thing."""
+    for policy in here.glob(f"runs/*/policy_{run.total()}.pt"):
+        checkpoint = policy.parent / "checkpoint.pt"
+        if checkpoint.exists() and checkpoint.stat().st_mtime_ns >= policy.stat().st_mtime_ns:
+            return policy
+
+
+def write_csv(run, run_dir, path, facts):
+    """Long format. Each point of a curve is the mean of what was logged in its window, the last of violations_total;
+    `episodes` is how many ended in it, by which means of windows have to be weighted."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    every, rows = run.total() // POINTS, []
+    for tag in sorted(filter(METRICS.fullmatch, events.Tags()["scalars"])):
+        windows = {}
+        for event in events.Scalars(tag):
+            windows.setdefault(-(-event.step // every) * every, []).append(event.value)
+        rows += [(step, tag, x[-1] if tag.endswith("_total") else np.mean(x)) for step, x in windows.items()]
+        if tag == "charts/violation":
+            rows += [(step, "episodes", len(x)) for step, x in windows.items()]
+    for file in sorted(run_dir.glob("eval_*.json")):
+        found, arm = json.loads(file.read_text()), "fake" if file.stem.endswith("_fake") else "eval"
+        rows += [(found["step"], f"{arm}/{key}", value) for key, value in sorted(found["mean"].items())]
+    rows += [(run.total(), f"critics/{key}", value) for key, value in critics(run_dir, EPISODES.get(run.protocol, 20))]
+    with open(path, "w", newline="") as file:
+        file.writelines(f"# {key}: {value}\n" for key, value in sorted(facts.items()))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["suite", "env", "algo", "seed", "step", "metric", "value"])
+        for step, tag, value in rows:
+            writer.writerow([run.suite, run.env_id, run.algo, run.seed, step, tag, f"{value:.5g}"])
+
+
+def critics(run_dir, episodes):
+    """What the last critics promise at initial states for pi, and what pi then gets: name and mean over episodes.
+
+    `r`: of scaled rewards and entropy, discounted by gamma_r (in RCPO less nu Q_c), as Q_r has it; `c`: gamma_c^t for a
+    violation at step t. Where an episode was truncated the critic's own value of its end is added.
+    """
+    import torch
+
+    sys.path[:0] = [str(ROOT)]
+    from meta_sac_lag import Actor, TwinCritic, episode_seed, make_env
+
+    saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+    args, sizes = saved["args"], saved["sizes"]
+    actor, qr = Actor(**sizes), TwinCritic(*sizes.values(), probability=False)
+    qc = TwinCritic(*sizes.values(), probability=True)
+    for name, net in dict(actor=actor, qr=qr, qc=qc).items():
+        net.load_state_dict(saved["parts"][name])
+    alpha, nu = saved["tensors"]["log_alpha"].exp().item(), saved["tensors"]["nu"].item()
+    penalty = nu if args.get("algo", "").startswith("rcpo") else 0.0
+    env, found = make_env(args["env_id"], False), []
+    torch.manual_seed(0)
+
+    def act(obs):
+        """-> a ~ pi, its entropy bonus, min Q_r, max Q_c"""
+        obs = torch.as_tensor(obs, dtype=torch.float32)[None]
+        with torch.no_grad():
+            action, log_pi, _ = actor(obs)
+            values = qr(obs, action).amin().item(), qc(obs, action).amax().item()
+        return action[0].numpy(), -alpha * log_pi.item(), *values
+
+    for k in range(episodes):
+        obs, _ = env.reset(seed=episode_seed(args["seed"], k, stream=1))
+        action, _, promised_r, q_c = act(obs)
+        promised_c, got_r, got_c, t, done = q_c, 0.0, 0.0, 0, False
+        while not done:
+            obs, reward, terminated, truncated, info = env.step(action)
+            got_r += args["gamma_r"] ** t * (args["reward_scale"] * reward - penalty * q_c)
+            got_c += args["gamma_c"] ** t * info["cost"]
+            t, done = t + 1, terminated or truncated
+            if not terminated:
+                action, bonus, q_r, q_c = act(obs)
+                got_r += args["gamma_r"] ** t * (bonus + q_r * done)
+                got_c += args["gamma_c"] ** t * q_c * done
+        found.append((promised_r, got_r, promised_c, got_c))
+    env.close()
+    return zip(("promised_r", "got_r", "promised_c", "got_c"), np.mean(found, 0))
+
+
+def machine():
+    cpu = re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] if sys.platform == "linux" else ""
+    return f"{platform.system()} {platform.machine()}, {cpu or platform.processor()}, {os.cpu_count()} cores"
+
+
+def facts_here():
+    """What the head of a CSV says of the code."""
+    git = dict(cwd=ROOT, capture_output=True, text=True)
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **git).stdout.strip()
+    except OSError:
+        commit, changed = "", ""
+    packages = ("torch", "numpy", "gymnasium", "safety-gymnasium", "gymnasium-robotics", "mujoco", "pybullet")
+    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return {"commit": (commit or "unknown") + (", changed since" if changed else ""),
+            "versions": f"Python {platform.python_version()} {versions}"}  # fmt: skip
+
+
+def steps_of(run, folder):
+    """How far a run is, by the last line of its progress bar."""
+    if (folder / f"{run.name}.csv").exists():
+        return run.total()
+    log = folder / run.name / "log.txt"
+    if not log.exists():
+        return 0
+    with open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
+        seen = re.findall(rf"(\d+)/{run.total()} \[", file.read().decode(errors="replace"))
+    return int(seen[-1]) if seen else 0
+
+
+def rate_of(run, folder, cuda):
+    """Environment steps a second, updates included: of a CSV of this sweep, else measured by 300 steps now."""
+    for path in sorted(folder.glob(f"{run.env_id}__{run.algo}__*.csv")):
+        with open(path) as file:
+            rows = csv.DictReader(line for line in file if not line.startswith("#"))
+            rates = [float(row["value"]) for row in rows if row["metric"] == "charts/SPS"]
+        if rates:
+            return rates[-1]
+    here = folder / f"{run.name}.rate"
+    here.mkdir(parents=True, exist_ok=True)
+    few = "--total-timesteps 400 --learning-starts 100 --initial-states 1 --checkpoint-every 0"
+    if start(run.command(cuda, few), here, cuda) != 0:
+        sys.exit(f"error: {(here / 'log.txt').read_text().strip().splitlines()[-1]}")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run_dir,) = here.glob("runs/*")
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    first, *_, last = events.Scalars("charts/SPS")  # both count from the start of the program
+    shutil.rmtree(here)
+    return (last.step - first.step) / (last.step / last.value - first.step / first.value)
+
+
+def table(runs, folder, failed=()):
+    """A row for each environment and algorithm, a cell for each seed."""
+    lines, seeds = [], sorted({run.seed for run in runs})
+    lines.append(f"{'':18}{'':28}" + "".join(f"{f'seed {seed}':>9}" for seed in seeds))
+    for env_id, algo in dict.fromkeys((run.env_id, run.algo) for run in runs):
+        cells = dict.fromkeys(seeds, "")
+        for run in runs:
+            if (run.env_id, run.algo) == (env_id, algo):
+                share = steps_of(run, folder) / run.total()
+                done = (folder / f"{run.name}.csv").exists()
+                cells[run.seed] = "done" if done else "failed" if run in failed else f"{share:.0%}" if share else "-"
+        lines.append(f"{env_id:18}{algo:28}" + "".join(f"{cell:>9}" for cell in cells.values()))
+    return "\n".join(lines)
+
+
+def duration(seconds):
+    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:02.0f} min"
+
+
+def main(
+    suite: Literal["smoke", "fig2", "fig3", "robust"],
+    protocol: Literal["full", "reduced", "tiny"] | None = None,
+    env_ids: tuple[str, ...] = (),
+    algos: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    folder: Path | None = None,
+    jobs: int | None = None,
+    gpus_per_run: float = 0.0,
+    address: str | None = None,
+    dry_run: bool = False,
+):
+    """Runs what is missing of a suite.
+
+    Args:
+        suite: fig2: the five algorithms on six environments; fig3: Pour Coffee's four reward and penalty settings, then
+            the policies saved along training on the simulated arm; robust: a grid of epsilon_0 and nu_0; smoke: minutes
+        protocol: full: the scripts' defaults; reduced: 50,000 steps, width and batch 128; None: reduced, smoke: tiny
+        env_ids: only these of the suite's environments
+        algos: only these of its algorithms
+        seeds: these instead of its seeds
+        folder: all of the sweep's state and results; None: sweeps/SUITE_PROTOCOL
+        jobs: runs at a time; None: as many as Ray sees cores
+        gpus_per_run: a run's share of a GPU; 0: it stays on the CPU
+        address: of a Ray cluster (auto: the one that this machine belongs to); None: this machine alone
+        dry_run: only say what would be done, and how long it would take at a rate that is measured now
+    """
+    protocol = protocol or ("tiny" if suite == "smoke" else "reduced")
+    runs = plan(suite, protocol, env_ids, algos, seeds)
+    folder = (folder or Path("sweeps") / f"{suite}_{protocol}").resolve()
+    cuda = gpus_per_run > 0
+    missing = [run for run in runs if not (folder / f"{run.name}.csv").exists()]
+    if dry_run:
+        seconds = 0.0
+        rates = {}
+        for run in missing:
+            pair, left = (run.env_id, run.algo), run.total() - steps_of(run, folder)
+            rates[pair] = rate = rates.get(pair) or rate_of(run, folder, cuda)
+            seconds += left / rate
+            print(f"{left:9} steps at {rate:5.1f} a second: python {shlex.join(run.command(cuda))}", flush=True)
+        at_once = jobs or os.cpu_count()
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs done, in {folder}. The rest takes about "
+              f"{duration(seconds)} of one core: {duration(seconds / at_once)} with {at_once} at once")  # fmt: skip
+        return
+    try:
+        import ray
+    except ImportError:
+        sys.exit("error: the sweep runs on Ray: pip install -r experiments/requirements.txt")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(address=address, log_to_driver=False, include_dashboard=False,
+             **({} if address else {"num_cpus": jobs or os.cpu_count()}))  # fmt: skip
+    facts = facts_here()
+    # Ray itself starts a task again, elsewhere, if its node or its process is lost
+    remote = ray.remote(work).options(num_cpus=1, num_gpus=gpus_per_run, max_retries=-1)
+    waiting = {remote.remote(run, str(folder), cuda, facts): run for run in missing}
+    failed, shown, began = {}, 0.0, time.time()
+    at_first = sum(steps_of(run, folder) for run in missing)
+    while waiting:
+        done, _ = ray.wait(list(waiting), timeout=5)
+        for task in done:
+            run = waiting.pop(task)
+            if problem := ray.get(task):
+                failed[run] = problem
+        if not waiting or time.time() - shown > (5 if sys.stdout.isatty() else 300):
+            shown = time.time()
+            steps = sum(steps_of(run, folder) for run in missing) - at_first
+            rate = steps / (time.time() - began)
+            left = sum(run.total() for run in missing if run not in failed) - at_first - steps
+            print("\033[H\033[J" * sys.stdout.isatty() + table(runs, folder, failed))
+            end = f"; about {duration(left / rate)} to go" if rate and waiting else ""
+            print(f"{len(runs) - len(waiting) - len(failed)} of {len(runs)} runs done, {rate:.0f} steps a second{end}",
+                  flush=True)  # fmt: skip
+    for run, problem in failed.items():
+        print(f"failed: {run.name}: {problem}; its log is in {folder / run.name}", file=sys.stderr)
+    print(f"CSVs: {folder}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
