@@ -46,7 +46,7 @@ ENVIRONMENTS = {
     **{f"PourCoffee{row}": ("pour_coffee_env", 0.5, 10.0, 10.0) for row in ("", "Sim1", "Sim2", "Sim3", "Sim4")},
 }
 OTHER = ("", 0.5, 10.0, 10.0)  # for any other environment: ours, untuned
-FORMAT = "sac_lag_baselines 1"  # of the files that `save` writes; another number where an old file would be misread
+FORMAT = "sac_lag_baselines 2"  # of the files that `save` writes; another number where an old file would be misread
 
 
 @dataclass
@@ -111,26 +111,39 @@ class Actor(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Two Q networks. Q_c ends in a sigmoid: it is the probability of a violation to come (Section 3.1)."""
+    """Two Q networks. Q_c ends in a sigmoid: it is the probability of a violation to come (Section 3.1).
+
+    Both are evaluated at once: weights are (2, inputs, outputs). The first layer takes obs and action apart: the policy
+    is improved through the action alone, and a gradient of obs would be computed in vain.
+    """
 
     def __init__(self, obs_dim, action_dim, hidden_size, probability):
         super().__init__()
-        self.twins = nn.ModuleList(mlp(obs_dim + action_dim, hidden_size, 1) for _ in range(2))
-        self.probability = probability
+
+        def uniform(fan_in, *shape):  # nn.Linear's initial values
+            return nn.Parameter(torch.empty(2, *shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
+
+        n, h = obs_dim + action_dim, hidden_size
+        self.weight_obs, self.weight_action = uniform(n, obs_dim, h), uniform(n, action_dim, h)
+        self.weight_2, self.weight_3 = uniform(h, h, h), uniform(h, h, 1)
+        self.bias_1, self.bias_2, self.bias_3 = uniform(n, 1, h), uniform(h, 1, h), uniform(h, 1, 1)
+        self.activation, self.probability = nn.ReLU(inplace=True), probability
 
     def forward(self, obs, action):
         """obs (batch, obs_dim), action (batch, action_dim) in [-1, 1] -> both values (2, batch)"""
-        x = torch.cat([obs, action], dim=-1)
-        q = torch.stack([net(x).squeeze(-1) for net in self.twins])
+        x = torch.baddbmm(self.bias_1, obs.expand(2, -1, -1), self.weight_obs)
+        x = self.activation(torch.baddbmm(x, action.expand(2, -1, -1), self.weight_action))
+        x = self.activation(torch.baddbmm(self.bias_2, x, self.weight_2))
+        q = torch.baddbmm(self.bias_3, x, self.weight_3).squeeze(-1)
         return q.sigmoid() if self.probability else q
 
 
 def mlp(inputs, hidden_size, outputs):
     return nn.Sequential(
         nn.Linear(inputs, hidden_size),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(hidden_size, hidden_size),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(hidden_size, outputs),
     )
 
@@ -150,17 +163,15 @@ class ReplayBuffer:
             self.rows[field][self.added % self.capacity] = value
         self.added += 1
 
-    def sample(self, batch_size, *others):
-        """Rows drawn uniformly, with replacement, from this buffer and the others put together, as tensors."""
-        pool = (self, *others)
-        index = self.rng.integers(sum(len(buffer) for buffer in pool), size=batch_size)
-        batch = {field: [] for field in self.rows}
-        for buffer in pool:
-            own = index[(index >= 0) & (index < len(buffer))]
-            index = index - len(buffer)
-            for field, parts in batch.items():
-                parts.append(buffer.rows[field][own])
-        return SimpleNamespace(**{f: torch.as_tensor(np.concatenate(p), device=self.device) for f, p in batch.items()})
+    def sample(self, batch_size, other=None):
+        """Rows drawn uniformly, with replacement, from this buffer, or from it and the other as one, as tensors."""
+        index = self.rng.integers(len(self) + (len(other) if other else 0), size=batch_size)
+        batch = {field: rows.take(index, axis=0, mode="clip") for field, rows in self.rows.items()}
+        if other:
+            theirs = index >= len(self)
+            for field, rows in batch.items():
+                rows[theirs] = other.rows[field][index[theirs] - len(self)]
+        return SimpleNamespace(**{field: torch.as_tensor(rows, device=self.device) for field, rows in batch.items()})
 
     def state_dict(self):
         return {"added": self.added, **{f: torch.from_numpy(rows[: len(self)]) for f, rows in self.rows.items()}}
@@ -172,14 +183,32 @@ class ReplayBuffer:
 
 
 def rmsprop(theta, gradient, square_avg, learning_rate, decay, constant):
-    """One step of RMSProp *up* the gradient, theta' = theta + beta g / sqrt(v' + constant), and v'.
+    """One step of RMSProp *up* the gradient: theta' = theta + beta g / sqrt(v' + constant), and v'.
 
-    A pure function of tensors of one shape, so theta' can be differentiated with respect to whatever the gradient
-    depends on: this is how RCPO-MetaSAC's metagradient passes through phi' (Appendix B). The constant stands inside
-    the root because the derivative of the root at 0 is infinite, and a dead ReLU's gradient is exactly 0.
+    A pure, differentiable function of tensors of one shape: metagradients pass through nu', phi' and epsilon'
+    (Appendix B). The constant stands inside the root because the derivative of the root at 0 is infinite, and a dead
+    ReLU's gradient is exactly 0.
     """
     square_avg = decay * square_avg + (1 - decay) * gradient.square()
     return theta + learning_rate * gradient / (square_avg + constant).sqrt(), square_avg
+
+
+def rmsprop_derivatives(gradient, square_avg, learning_rate, decay, constant):
+    """dtheta'/dg and d2theta'/dg2 of that step, elementwise; square_avg is v, from before it."""
+    kept = decay * square_avg + constant
+    root2 = kept + (1 - decay) * gradient.square()
+    first = learning_rate * kept / root2**1.5
+    return first, -3 * (1 - decay) * gradient * first / root2
+
+
+def flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def unflat(vector, like):
+    """The vector's pieces as {name: tensor}, in the shapes of `like`."""
+    parts = vector.split([tensor.numel() for tensor in like.values()])
+    return {name: part.view_as(tensor) for part, (name, tensor) in zip(parts, like.items())}
 
 
 def episode_seed(seed, k, stream=0):
@@ -542,15 +571,15 @@ if __name__ == "__main__":
     qc, qc_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=True).to(device) for _ in range(2))
     qr_target.load_state_dict(qr.state_dict())
     qc_target.load_state_dict(qc.state_dict())
-    qr_optimizer = torch.optim.Adam(qr.parameters(), lr=args.q_lr)
-    qc_optimizer = torch.optim.Adam(qc.parameters(), lr=args.q_lr)
+    qr_optimizer = torch.optim.Adam(qr.parameters(), lr=args.q_lr, fused=True)
+    qc_optimizer = torch.optim.Adam(qc.parameters(), lr=args.q_lr, fused=True)
     nu = torch.tensor(args.nu_init, device=device)
     epsilon = torch.tensor(args.epsilon_init, device=device)
     log_alpha = torch.tensor(math.log(args.alpha_init), device=device, requires_grad=True)
-    alpha_optimizer = torch.optim.Adam([log_alpha], lr=args.alpha_lr)
+    alpha_optimizer = torch.optim.Adam([log_alpha], lr=args.alpha_lr, fused=True)
     # RMSProp's running means of squared gradients
     nu_square = torch.zeros_like(nu)
-    phi_square = {name: torch.zeros_like(parameter) for name, parameter in phi.items()}
+    phi_square = torch.zeros_like(flat(phi.values()))
 
     # Alg. 1, line 1: the buffers. D_s keeps the reward too, though only the safety critic reads it.
     fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
@@ -569,7 +598,7 @@ if __name__ == "__main__":
     )
 
     def tensors():
-        squares = dict(nu_square=nu_square, **phi_square)
+        squares = dict(nu_square=nu_square, phi_square=phi_square)
         return dict(nu=nu, log_alpha=log_alpha) | squares
 
     if checkpoint:
@@ -684,7 +713,7 @@ if __name__ == "__main__":
                 B = D.sample(args.batch_size)
 
                 # Alg. 1, line 14 (Eqs. 4-5): train omega_r. Termination ends the return, truncation does not.
-                alpha = log_alpha.exp()
+                alpha = log_alpha.detach().exp()
                 with torch.no_grad():
                     next_action, next_log_pi, _ = actor(B.next_obs)
                     next_v = qr_target(B.next_obs, next_action).amin(0) - alpha * next_log_pi
@@ -708,44 +737,45 @@ if __name__ == "__main__":
                 J_c = qc(B.obs, action_pi).amax(0).mean()
 
                 # Alg. 1, line 15 (Eqs. 11-12): nu' = nu - beta_nu dL/dnu
-                nu_new, nu_square_new = rmsprop(
-                    nu, J_c.detach() - epsilon, nu_square, args.nu_lr, args.rmsprop_decay, 1e-20
-                )
+                of_nu = args.nu_lr, args.rmsprop_decay, 1e-20
+                excess = J_c.detach() - epsilon  # -dL/dnu
+                nu_new, nu_square_new = rmsprop(nu, excess, nu_square, *of_nu)
 
                 # Alg. 1, line 16 (Eqs. 11-12): phi' = phi + beta_phi dL/dphi at nu'. In RCPO nu Q_c stands in Q_hat
-                # already. phi' is a function of alpha; the three gradients can be taken as constants.
+                # already.
+                of_phi = args.policy_lr, args.rmsprop_decay, 1e-12
                 nu_in_L = nu_new if args.algo == "sacv2-lag" else 0.0
-                phi_new, phi_square_new = {}, {}
-                g_r, g_h, g_c = (torch.autograd.grad(J, phi.values(), retain_graph=True) for J in (J_r, J_h, J_c))
-                for name, g_r_i, g_h_i, g_c_i in zip(phi, g_r, g_h, g_c):
-                    dL_dphi = g_r_i - alpha * g_h_i - nu_in_L * g_c_i
-                    phi_new[name], phi_square_new[name] = rmsprop(
-                        phi[name].detach(), dL_dphi, phi_square[name], args.policy_lr, args.rmsprop_decay, 1e-12
-                    )
+                g_r, g_h, g_c = (
+                    flat(torch.autograd.grad(J, phi.values(), retain_graph=True)) for J in (J_r, J_h, J_c)
+                )
+                dL_dphi = g_r - alpha * g_h - nu_in_L * g_c
+                phi_new, phi_square_new = rmsprop(flat(phi.values()).detach(), dL_dphi, phi_square, *of_phi)
 
                 # Alg. 1, line 19: alpha'. RCPO-MetaSAC ascends the metagradient of Wang & Ni (2020), Q_hat at initial
                 # states and deterministic actions, through phi'. The others: SACv2's constraint, entropy >= -dim(A).
-                # Adam steps log alpha, whose gradient is alpha times alpha's; the minus because it descends.
                 if args.algo == "rcpo-metasac":
+                    dphi_dalpha = -rmsprop_derivatives(dL_dphi, phi_square, *of_phi)[0] * g_h
+                    phi_new.requires_grad_()
                     S_0 = D_0.sample(args.batch_size)
-                    _, _, action_det = functional_call(actor, phi_new, (S_0.obs,))
+                    _, _, action_det = functional_call(actor, unflat(phi_new, phi), (S_0.obs,))
                     J_alpha = qr(S_0.obs, action_det).amin(0).mean()
-                    (grad_alpha,) = torch.autograd.grad(J_alpha, alpha)
+                    (dJ_alpha_dphi,) = torch.autograd.grad(J_alpha, phi_new)
+                    grad_alpha = dJ_alpha_dphi @ dphi_dalpha
                 else:
                     grad_alpha = J_h.detach() - action_dim
-                log_alpha.grad = -alpha.detach() * grad_alpha
+                # Adam steps log alpha, whose gradient is alpha times alpha's; the minus because it descends.
+                log_alpha.grad = -alpha * grad_alpha
                 alpha_optimizer.step()
 
                 # Alg. 1, line 20: commit nu' and phi' (Adam has stepped alpha). Only here are the bounds kept: nu >= 0,
                 # and 0 < alpha <= 1 for the metagradient, as in Eq. 15.
                 with torch.no_grad():
                     nu.copy_(nu_new.clamp(min=0))
-                    for name in phi:
-                        phi[name].copy_(phi_new[name])
-                        phi_square[name] = phi_square_new[name].detach()
+                    for name, new in unflat(phi_new, phi).items():
+                        phi[name].copy_(new)
                     if args.algo == "rcpo-metasac":
                         log_alpha.clamp_(max=0)
-                    nu_square = nu_square_new.detach()
+                    nu_square, phi_square = nu_square_new, phi_square_new
                 # <<< Algorithm 1, lines 12 to 20
 
                 with torch.no_grad():
@@ -761,10 +791,7 @@ if __name__ == "__main__":
                     stop_if_not_finite()
                     # The three terms of dL/dphi; and nu*, the nu that would balance g_r and g_c (README)
                     with torch.no_grad():
-                        g_r, g_h, g_c, v = (
-                            torch.cat([x.flatten() for x in xs]) for xs in (g_r, g_h, g_c, phi_square.values())
-                        )
-                        D_g_c = g_c * (v + 1e-12).rsqrt()
+                        D_g_c = g_c * (phi_square + 1e-12).rsqrt()
                         metrics |= {
                             "gradients/reward": g_r.norm(), "gradients/entropy": alpha * g_h.norm(),
                             "gradients/safety": nu_in_L * g_c.norm(),

@@ -25,7 +25,7 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from meta_sac_lag import Actor, TwinCritic
+from meta_sac_lag import Actor, TwinCritic, unflat
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "threshold"
@@ -78,7 +78,7 @@ def alpha_parts(run_dir, batches=60):
         net.load_state_dict(saved["parts"][name])
     nu, alpha = saved["tensors"]["nu"], saved["tensors"]["log_alpha"].exp().item()
     phi = dict(actor.named_parameters())
-    D = {name: saved["args"]["policy_lr"] * (saved["tensors"][name] + 1e-12).rsqrt() for name in phi}
+    D = unflat(saved["args"]["policy_lr"] * (saved["tensors"]["phi_square"] + 1e-12).rsqrt(), phi)
     states, initial_states = saved["parts"]["D"]["obs"], saved["parts"]["D_0"]["obs"]
     found = []
     torch.manual_seed(0)

@@ -44,16 +44,9 @@ def block(module):
 
 
 def whole_graph(text):
-    """The block as autograd would have it: phi' keeps the graph of L's gradient on B, all networks included."""
-    old = """    g_r, g_h, g_c = (torch.autograd.grad(J, phi.values(), retain_graph=True) for J in (J_r, J_h, J_c))
-for name, g_r_i, g_h_i, g_c_i in zip(phi, g_r, g_h, g_c):
-    dL_dphi = g_r_i - alpha * g_h_i - nu_new * g_c_i
-"""[4:]
-    new = """L = J_r - alpha * J_h - nu_new * J_c
-for name, dL_dphi in zip(phi, torch.autograd.grad(L, phi.values(), create_graph=True)):
-"""
-    assert old in text
-    return text.replace(old, new)
+    """The block with autograd_form.py in the place of its lines 15 to 19."""
+    before, after = text.index("# Alg. 1, line 15"), text.index("# Alg. 1, line 20")
+    return text[:before] + (ROOT / "experiments" / "autograd_form.py").read_text() + text[after:]
 
 
 def ours(module, text, obs_dim, action_dim, batch_size, width, device="cpu", **flags):
@@ -75,16 +68,16 @@ def ours(module, text, obs_dim, action_dim, batch_size, width, device="cpu", **f
             array[:rows] = drawn > 1.5 if field in ("cost", "terminated") else np.tanh(drawn)
         buffer.added = rows
     phi = dict(actor.named_parameters())
-    epsilon = torch.tensor(args.epsilon_init, device=device, requires_grad=True)
+    epsilon = torch.tensor(args.epsilon_init, device=device)
     log_alpha = torch.tensor(math.log(0.5), device=device, requires_grad=True)
     zero = torch.zeros((), device=device)
     names = dict(
         vars(m), args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target, D=D, D_s=D_s,
         D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init, device=device), nu_square=zero,
-        epsilon_square=zero, phi_square={name: torch.zeros_like(parameter) for name, parameter in phi.items()},
-        qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr), action_dim=action_dim,
-        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr), functional_call=functional_call,
-        alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr),
+        epsilon_square=zero, phi_square=torch.zeros_like(m.flat(phi.values())),
+        qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr, fused=True), action_dim=action_dim,
+        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr, fused=True), functional_call=functional_call,
+        alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr, fused=True),
     )  # fmt: skip
     code = compile(text, f"{m.__name__}, Algorithm 1", "exec")
 

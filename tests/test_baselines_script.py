@@ -37,7 +37,7 @@ def test_it_trains_resumes_and_evaluates(folder, algo, run_here):
     assert len(json.loads((run_dir / "eval_300.json").read_text())["episodes"]["violation"]) == 2
     result = run_here("--resume", run_dir, "--total-timesteps", 400, script=BASELINES)
     assert result.returncode == 0 and "400 steps" in result.stdout
-    assert_one_line(run_here("--resume", run_dir, script=SCRIPT), "sac_lag_baselines 1", "meta_sac_lag 1")
+    assert_one_line(run_here("--resume", run_dir, script=SCRIPT), "sac_lag_baselines 2", "meta_sac_lag 2")
 
 
 @pytest.mark.parametrize("algo", [pytest.param(a, marks=pytest.mark.slow) for a in ALGORITHMS[:2]] + ALGORITHMS[2:])

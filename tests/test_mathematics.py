@@ -3,20 +3,30 @@ very text on small float64 networks: what is tested is the code that runs, not a
 
 import copy
 import math
+import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch.func import functional_call
 
 import meta_sac_lag
-from meta_sac_lag import Actor, Args, ReplayBuffer, TwinCritic, rmsprop
+from meta_sac_lag import Actor, Args, ReplayBuffer, TwinCritic, flat, rmsprop, rmsprop_derivatives, unflat
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import throughput  # noqa: E402
 
 SCRIPT = Path(meta_sac_lag.__file__).read_text()
-BLOCK = SCRIPT.split("# >>> Algorithm 1, lines 12 to 20\n")[1].split("# <<< Algorithm 1, lines 12 to 20")[0]
-BLOCK = compile(textwrap.dedent(BLOCK), "meta_sac_lag.py, lines 12 to 20", "exec")
+BLOCK = textwrap.dedent(SCRIPT.split("# >>> Algorithm 1, lines 12 to 20\n")[1].split("# <<< Algorithm 1, lines 12")[0])
+AUTOGRAD = compile(throughput.whole_graph(BLOCK), "meta_sac_lag.py with autograd_form.py", "exec")
+BLOCK = compile(BLOCK, "meta_sac_lag.py, lines 12 to 20", "exec")
+USED = dict(
+    torch=torch, functional_call=functional_call, rmsprop=rmsprop, rmsprop_derivatives=rmsprop_derivatives, flat=flat,
+    unflat=unflat,
+)
 OBS_DIM, ACTION_DIM = 3, 2
 
 
@@ -51,12 +61,13 @@ def make_state(smooth=True, seed=0, obs_dim=OBS_DIM, action_dim=ACTION_DIM, fill
     qr, qr_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=False) for _ in range(2))
     qc, qc_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=True) for _ in range(2))
     if smooth:  # finite differences need a smooth function
-        for net in (actor.net, *qr.twins, *qr_target.twins, *qc.twins, *qc_target.twins):
-            net[1], net[3] = torch.nn.Softplus(), torch.nn.Softplus()
+        actor.net[1], actor.net[3] = torch.nn.Softplus(), torch.nn.Softplus()
+        for net in (qr, qr_target, qc, qc_target):
+            net.activation = torch.nn.Softplus()
     with torch.no_grad():  # the twins well apart, so that min and max switch nowhere
         for net in (qr, qr_target, qc, qc_target):
-            net.twins[1][-1].bias += 1.5
-    nu, epsilon = torch.tensor(args.nu_init), torch.tensor(args.epsilon_init, requires_grad=True)
+            net.bias_3[1] += 1.5
+    nu, epsilon = torch.tensor(args.nu_init), torch.tensor(args.epsilon_init)
     log_alpha = torch.tensor(math.log(args.alpha_init), requires_grad=True)
     D, D_s = (Buffer(64, rng, "cpu", **row(obs_dim, action_dim)) for _ in range(2))
     D_0 = Buffer(64, rng, "cpu", obs=(obs_dim,))
@@ -74,20 +85,20 @@ def make_state(smooth=True, seed=0, obs_dim=OBS_DIM, action_dim=ACTION_DIM, fill
         qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr),
         nu=nu, epsilon=epsilon, log_alpha=log_alpha, alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr),
         nu_square=torch.zeros(()), epsilon_square=torch.zeros(()),
-        phi_square={name: torch.zeros_like(parameter) for name, parameter in phi.items()},
+        phi_square=torch.zeros_like(flat(phi.values())),
         D=D, D_s=D_s, D_0=D_0,
     )
 
 
-def execute(state, seed=1, **values):
+def execute(state, seed=1, block=None, **values):
     """Executes the block on a copy of `state`; returns all its names afterwards. `values` set scalars of the copy."""
     names = copy.deepcopy(state)
     with torch.no_grad():
         for name, value in values.items():
             names[name].fill_(value)
     torch.manual_seed(seed)
-    names.update(torch=torch, rmsprop=rmsprop, functional_call=functional_call)
-    exec(BLOCK, names)
+    names.update(USED)
+    exec(block or BLOCK, names)
     return names
 
 
@@ -111,71 +122,6 @@ def five_point(function, x, h):
     return (function(x - 2 * h) - 8 * function(x - h) + 8 * function(x + h) - function(x + 2 * h)) / (12 * h)
 
 
-def closed_form(state, names):
-    """dJ_epsilon/depsilon and both parts of dJ_alpha/dalpha without autograd through RMSProp.
-
-    L is linear in its coefficients, g = g_r - alpha g_h - nu' g_c, and RMSProp acts on each element, so with
-    D = dphi'/dg and D2 = dD/dg: dphi'/dalpha = -D g_h, dphi'/dnu' = -D g_c,
-    dJ_eps/deps = <grad J_eps, -D g_c> dnu'/deps and, H being the Hessian of J_eps at phi',
-    d2J_eps/(deps dalpha) = [<H (D g_c), D g_h> + <grad J_eps, D2 g_h g_c>] dnu'/deps.
-    """
-    args, actor, qr, qc = (state[name] for name in ("args", "actor", "qr", "qc"))
-    rho, alpha, shapes = args.rmsprop_decay, state["log_alpha"].exp().item(), [p.shape for p in state["phi"].values()]
-
-    def flat(tensors):
-        return torch.cat([t.reshape(-1) for t in tensors])
-
-    def unflat(vector):
-        parts = vector.split([shape.numel() for shape in shapes])
-        return {name: part.reshape(shape) for name, part, shape in zip(state["phi"], parts, shapes)}
-
-    def derivatives(x, v, rate, constant):
-        """RMSProp's theta'(x) = rate x / sqrt(rho v + (1 - rho) x^2 + constant), its first and second derivative."""
-        kept, root2 = rho * v + constant, rho * v + (1 - rho) * x**2 + constant
-        step = rate * x / root2**0.5
-        return step, rate * kept / root2**1.5, -3 * rate * (1 - rho) * x * kept / root2**2.5
-
-    torch.manual_seed(1)  # the noise of the block, in the block's order
-    actor(names["B_c"].next_obs), actor(names["B"].next_obs)
-    action, log_pi, _ = actor(names["B"].obs)
-    J_c = qc(names["B"].obs, action).max(0).values.mean()
-    terms = (qr(names["B"].obs, action).min(0).values.mean(), log_pi.mean(), J_c)
-    g_r, g_h, g_c = (flat(torch.autograd.grad(J, state["phi"].values(), retain_graph=True)) for J in terms)
-    gap = (J_c - state["epsilon"]).detach()
-    nu_step, dnu, _ = derivatives(gap, state["nu_square"], args.nu_lr, 1e-20)
-    nu_new, dnu_depsilon = state["nu"] + nu_step, -dnu
-    g, v = g_r - alpha * g_h - nu_new * g_c, flat(state["phi_square"].values())
-    step, D, D2 = derivatives(g, v, args.policy_lr, 1e-12)
-    phi_new = (flat(state["phi"].values()) + step).detach().requires_grad_()
-    noise_state = torch.get_rng_state()
-
-    def J_epsilon(phi):
-        torch.set_rng_state(noise_state)
-        obs = names["B_new"].obs
-        a, _, _ = functional_call(actor, unflat(phi), (obs,))
-        q_r, q_c = qr(obs, a).min(0).values, qc(obs, a).max(0).values
-        if args.epsilon_objective == "linear":
-            return nu_new * q_c.mean() - q_r.mean()
-        return torch.where(q_r < 0, q_r * q_c, q_r * (1 - q_c)).mean()
-
-    (dJ,) = torch.autograd.grad(J_epsilon(phi_new), phi_new, create_graph=True)
-    (H_Dgc,) = torch.autograd.grad(dJ, phi_new, D * g_c)
-    dJ = dJ.detach()
-    sign = 1 if args.epsilon_step == "ascent" else -1
-    grad_epsilon = -(dJ @ (D * g_c)) * dnu_depsilon
-    second = (H_Dgc @ (D * g_h) + dJ @ (D2 * g_h * g_c)) * dnu_depsilon
-    step, depsilon, _ = derivatives(sign * grad_epsilon, state["epsilon_square"], args.epsilon_lr, 1e-20)
-
-    _, _, a = functional_call(actor, unflat(phi_new), (names["S_0"].obs,))
-    q_r, q_c = qr(names["S_0"].obs, a).min(0).values.mean(), qc(names["S_0"].obs, a).max(0).values.mean()
-    (dJ_alpha,) = torch.autograd.grad(q_r - nu_new * q_c, phi_new)
-    return dict(
-        nu_new=nu_new, phi_new=phi_new.detach(), epsilon_new=(state["epsilon"] + step).detach(),
-        grad_epsilon=grad_epsilon, grad_alpha_direct=-(dJ_alpha @ (D * g_h)),
-        grad_alpha_via_epsilon=nu_new * depsilon * sign * second,
-    )
-
-
 def close(x, y, tolerance):
     assert x == pytest.approx(y, rel=tolerance, abs=0), f"{x} != {y}, relative {abs(x - y) / abs(y):.1e}"
 
@@ -194,7 +140,7 @@ def test_metagradients_against_finite_differences(objective, sign):
         moved = execute(state, epsilon=value)
         if objective == "nonlinear":
             return moved["J_epsilon"].item()
-        return (names["nu_copy"] * moved["q_c"] - moved["q_r"]).mean().item()  # nu'_copy does not move with epsilon
+        return (names["nu_new"] * moved["q_c"] - moved["q_r"]).mean().item()  # nu'_copy does not move with epsilon
 
     def J_alpha(value):
         return execute(state, log_alpha=math.log(value))["J_alpha"].item()
@@ -205,50 +151,30 @@ def test_metagradients_against_finite_differences(objective, sign):
 
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("objective, sign", VARIANTS)
-def test_metagradients_against_closed_form(objective, sign, smooth):
-    """At the real rates, with the script's own ReLU too."""
+def test_metagradients_against_autograd_through_everything(objective, sign, smooth):
+    """At the real rates, with the script's own ReLU too, all that line 20 commits."""
     state = warm_state(epsilon_objective=objective, epsilon_step=sign, smooth=smooth)
-    names = execute(state)
-    expected = closed_form(state, names)
-    for name in ("nu_new", "epsilon_new", "grad_epsilon", "grad_alpha_direct", "grad_alpha_via_epsilon"):
-        close(names[name].item(), expected[name].item(), 1e-9)
-    phi_new = torch.cat([p.reshape(-1) for p in names["phi_new"].values()])
-    torch.testing.assert_close(phi_new, expected["phi_new"], rtol=1e-12, atol=1e-14)
+    names, reference = execute(state), execute(state, block=AUTOGRAD)
+    for name in ("nu_new", "epsilon_new", "grad_epsilon", "grad_alpha_direct", "grad_alpha_via_epsilon", "J_alpha"):
+        close(names[name].item(), reference[name].item(), 1e-9)
+    for name in ("nu_square", "epsilon_square", "log_alpha"):
+        close(names[name].item(), reference[name].item(), 1e-9)
+    torch.testing.assert_close(flat(names["phi"].values()), flat(reference["phi"].values()), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(names["phi_square"], reference["phi_square"], rtol=1e-9, atol=0)
     assert names["grad_alpha"] == names["grad_alpha_direct"] + names["grad_alpha_via_epsilon"]
 
 
 @pytest.mark.parametrize("objective, sign", VARIANTS)
-def test_metagradients_against_autograd_through_the_whole_graph(objective, sign):
-    """Taking g_r, g_h and g_c as constants changes nothing: with the graph of all of L kept, the same comes out."""
-    state = warm_state(smooth=False, epsilon_objective=objective, epsilon_step=sign)
-    names = execute(state)
-    args, actor, phi, qr, qc = (state[name] for name in ("args", "actor", "phi", "qr", "qc"))
-    alpha, epsilon, rho = state["log_alpha"].exp(), state["epsilon"], args.rmsprop_decay
-    torch.manual_seed(1)
-    actor(names["B_c"].next_obs), actor(names["B"].next_obs)
-    obs, obs_new, obs_0 = names["B"].obs, names["B_new"].obs, names["S_0"].obs
-    action, log_pi, _ = actor(obs)
-    q_r, q_c = qr(obs, action).amin(0), qc(obs, action).amax(0)
-    # nabla_phi L(pi_phi, nu', epsilon, alpha) is the partial derivative: nu' is an argument, whatever it came from
-    nu_new, _ = rmsprop(state["nu"], q_c.mean().detach() - epsilon, state["nu_square"], args.nu_lr, rho, 1e-20)
-    L = (q_r - alpha * log_pi - nu_new * (q_c - epsilon)).mean()
-    phi_new = {
-        name: rmsprop(parameter, gradient, state["phi_square"][name], args.policy_lr, rho, 1e-12)[0]
-        for (name, parameter), gradient in zip(phi.items(), torch.autograd.grad(L, phi.values(), create_graph=True))
-    }
-    action, _, _ = functional_call(actor, phi_new, (obs_new,))
-    q_r, q_c = qr(obs_new, action).amin(0), qc(obs_new, action).amax(0)
-    nonlinear = torch.where(q_r < 0, q_r * q_c, q_r * (1 - q_c)).mean()
-    J_epsilon = nonlinear if objective == "nonlinear" else (nu_new.detach() * q_c - q_r).mean()
-    (grad_epsilon,) = torch.autograd.grad(J_epsilon, epsilon, create_graph=True)
-    ascended = grad_epsilon if sign == "ascent" else -grad_epsilon
-    epsilon_new, _ = rmsprop(epsilon.detach(), ascended, state["epsilon_square"], args.epsilon_lr, rho, 1e-20)
-    _, _, action = functional_call(actor, phi_new, (obs_0,))
-    J_alpha = (qr(obs_0, action).amin(0) - nu_new * (qc(obs_0, action).amax(0) - epsilon_new)).mean()
-    (grad_alpha,) = torch.autograd.grad(J_alpha, alpha)
-    close(names["grad_epsilon"].item(), grad_epsilon.item(), 1e-9)
-    close(names["grad_alpha"].item(), grad_alpha.item(), 1e-9)
-    close(names["J_alpha"].item(), J_alpha.item(), 1e-12)
+def test_a_hundred_updates_end_where_autograd_through_everything_ends(objective, sign):
+    start = state = reference = make_state(smooth=False, epsilon_objective=objective, epsilon_step=sign)
+    for i in range(100):
+        state = after(execute(state, seed=i), state)
+        reference = after(execute(reference, seed=i, block=AUTOGRAD), reference)
+    for name in ("nu", "epsilon", "log_alpha"):
+        assert state[name] != start[name]
+        close(state[name].item(), reference[name].item(), 1e-6)
+    phi, expected = flat(state["phi"].values()), flat(reference["phi"].values())
+    assert (phi - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_float32_is_enough_for_the_metagradients(monkeypatch):
@@ -259,8 +185,7 @@ def test_float32_is_enough_for_the_metagradients(monkeypatch):
     names, single = execute(state), copy.deepcopy(state)
     for net in ("actor", "qr", "qr_target", "qc", "qc_target"):
         single[net].float()
-    single["phi_square"] = {name: square.float() for name, square in state["phi_square"].items()}
-    for name in ("nu", "nu_square", "epsilon_square", "epsilon", "log_alpha"):
+    for name in ("nu", "nu_square", "phi_square", "epsilon_square", "epsilon", "log_alpha"):
         single[name] = state[name].detach().float().requires_grad_(state[name].requires_grad)
     for name, parameters in (("qr", single["qr"].parameters()), ("qc", single["qc"].parameters())):
         single[name + "_optimizer"] = torch.optim.Adam(parameters, lr=0.0)
@@ -275,6 +200,7 @@ def test_float32_is_enough_for_the_metagradients(monkeypatch):
 def test_nu_copy_is_detached():
     state = warm_state()
     names = execute(state)
+    state["epsilon"].requires_grad_()
     (dnu,) = torch.autograd.grad(rmsprop_of_nu(state, names), state["epsilon"])
     attached = names["grad_epsilon"] + dnu * names["q_c"].mean()  # what the gradient would be without the detachment
     assert abs(attached / names["grad_epsilon"] - 1) > 0.1  # so a missing detach cannot pass the tests above
@@ -342,11 +268,10 @@ def test_commit_projects_and_keeps_phi_prime():
         assert names["epsilon"] == names["epsilon_new"].clamp(0, 1)
         assert names["log_alpha"] <= 0
         for name, parameter in names["actor"].named_parameters():
-            assert parameter is names["phi"][name] and torch.equal(parameter, names["phi_new"][name])
-            assert torch.equal(names["phi_square"][name], names["phi_square_new"][name])
-            assert not names["phi_square"][name].requires_grad and not torch.equal(
-                names["phi_square"][name], state["phi_square"][name]
-            )
+            assert parameter is names["phi"][name]
+        assert torch.equal(flat(names["phi"].values()), names["phi_new"])
+        assert torch.equal(names["phi_square"], names["phi_square_new"])
+        assert not torch.equal(names["phi_square"], state["phi_square"])
         assert names["nu_square"] == names["nu_square_new"] != state["nu_square"]
         assert names["epsilon_square"] == names["epsilon_square_new"]
         assert i == 0 or names["epsilon_square"] != state["epsilon_square"]  # the first metagradient is 0: no history
@@ -367,7 +292,7 @@ def test_cold_state_is_finite_a_dead_relu_included(dtype):
         for i in range(3):
             names = execute(state, seed=i)
             scalars = "nu epsilon log_alpha grad_epsilon grad_alpha loss_qr loss_qc".split()
-            tensors = [*(names[name] for name in scalars), *names["phi"].values(), *names["phi_square"].values()]
+            tensors = [*(names[name] for name in scalars), *names["phi"].values(), names["phi_square"]]
             assert all(torch.isfinite(tensor).all() for tensor in tensors)
             state = after(names, state)
         dead = state["actor"].net[0].weight[0]
@@ -387,6 +312,24 @@ def test_rmsprop_against_torch():
         parameter.grad = gradient
         optimizer.step()
     torch.testing.assert_close(theta, parameter.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_rmsprops_derivatives():
+    """Against autograd, a history and a dead gradient included; exact too where v is 0 and the constant tiny."""
+    torch.manual_seed(0)
+    gradient, square_avg = torch.randn(50), torch.rand(50) ** 4
+    gradient[:3], square_avg[:3] = 0.0, 0.0
+    for constant in (1e-12, 1e-3):
+        g = gradient.clone().requires_grad_()
+        stepped, _ = rmsprop(torch.zeros(50), g, square_avg, 0.01, 0.9, constant)
+        (first,) = torch.autograd.grad(stepped.sum(), g, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), g)
+        found = rmsprop_derivatives(gradient, square_avg, 0.01, 0.9, constant)
+        torch.testing.assert_close(found[0], first.detach(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(found[1], second, rtol=1e-6, atol=1e-12)
+    first, second = rmsprop_derivatives(torch.tensor([0.3]).float(), torch.zeros(1).float(), 3e-4, 0.99, 1e-20)
+    close(first.item(), 3e-4 * 1e-20 / (0.01 * 0.09) ** 1.5, 1e-5)  # autograd's, in float32, is rounding: 1e-10
+    assert second.isfinite().all()
 
 
 def test_actor_density():
@@ -469,7 +412,7 @@ def test_safety_critic_learns_the_probabilities_of_a_chain(violations_count_twic
         torch.manual_seed(i)
         if i == 800:
             state["qc_optimizer"].param_groups[0]["lr"] = 2e-4
-        state.update(torch=torch, rmsprop=rmsprop, functional_call=functional_call)
+        state.update(USED)
         exec(BLOCK, state)
     if violations_count_twice:
         p = 2 * p / (1 + p)
@@ -491,6 +434,7 @@ def test_pool_is_sampled_as_one():
         D.add(x=x)  # 0 and 1 are overwritten
     D_s.add(x=10)
     drawn = torch.bincount(D.sample(50_000, D_s).x.long(), minlength=11)
+    assert set(D.sample(50, ReplayBuffer(4, rng, "cpu", x=())).x.tolist()) <= {2, 3, 4, 5}  # an empty other
     assert drawn.nonzero().flatten().tolist() == [2, 3, 4, 5, 10]
     assert (drawn[drawn > 0] / 50_000 - 0.2).abs().max() < 0.01
     assert D_s.sample(5).x.tolist() == [10] * 5 and len(D) == 4 and len(D_s) == 1

@@ -12,7 +12,7 @@ import torch
 from test_mathematics import BLOCK, float64  # noqa: F401
 from torch.func import functional_call
 
-from meta_sac_lag import Args, rmsprop
+from meta_sac_lag import Args, flat, rmsprop, rmsprop_derivatives, unflat
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 sys.path.append(str(EXPERIMENTS))
@@ -55,10 +55,10 @@ def run_block(setting, updates):
     names = dict(
         args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target, D=buffer, D_s=buffer,
         D_0=buffer, qr_optimizer=torch.optim.Adam(qr.parameters()), qc_optimizer=torch.optim.Adam(qc.parameters()),
-        nu=torch.tensor(args.nu_init), epsilon=torch.tensor(1.0, requires_grad=True), log_alpha=log_alpha,
+        nu=torch.tensor(args.nu_init), epsilon=torch.tensor(1.0), log_alpha=log_alpha,
         alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr), nu_square=torch.zeros(()),
-        epsilon_square=torch.zeros(()), phi_square={name: torch.zeros(()) for name in phi}, torch=torch,
-        rmsprop=rmsprop, functional_call=functional_call,
+        epsilon_square=torch.zeros(()), phi_square=torch.zeros(2), torch=torch, flat=flat, unflat=unflat,
+        functional_call=functional_call, rmsprop=rmsprop, rmsprop_derivatives=rmsprop_derivatives,
     )
     for _ in range(updates):
         exec(BLOCK, names)

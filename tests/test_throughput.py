@@ -1,5 +1,6 @@
 """experiments/throughput.py measures what it says: the scripts' own block, and the same with the whole graph kept."""
 
+import copy
 import subprocess
 import sys
 
@@ -15,25 +16,41 @@ import meta_sac_lag
 METHOD = throughput.block(meta_sac_lag)
 
 
-@pytest.mark.parametrize("updates, width", [(20, 256), pytest.param(100, 256, marks=pytest.mark.slow)])
-def test_the_block_does_what_autograd_through_everything_does(updates, width):
-    """In float32, after many updates: phi, nu, epsilon and alpha, which have all moved."""
-    found = []
-    for text in (METHOD, throughput.whole_graph(METHOD)):
-        update = throughput.ours(meta_sac_lag, text, 65, 20, 64, width, epsilon_lr=1e-3, nu_lr=0.01)
-        before = update.names["phi"]["net.0.weight"].detach().clone()
-        torch.manual_seed(1)
-        for _ in range(updates):
+@pytest.mark.parametrize("updates", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_in_float32_each_update_is_what_autograd_through_everything_makes_of_it(updates):
+    """phi, nu, epsilon and alpha after each update, both forms starting from the same state.
+
+    Left to themselves, two runs that differ by rounding agree to 1e-7 for some sixty updates, until a ReLU switches in
+    one of them; test_mathematics.py compares whole runs in float64. At the first update v = 0, and what autograd finds
+    of theta's derivatives is rounding (test_rmsprops_derivatives there).
+    """
+    fast, reference = (
+        throughput.ours(meta_sac_lag, text, 65, 20, 64, 256, epsilon_lr=1e-3, nu_lr=0.01)
+        for text in (METHOD, throughput.whole_graph(METHOD))
+    )
+    here, there = fast.names, reference.names
+    fast()
+    worst = {}
+    for i in range(updates):
+        for key in ("actor", "qr", "qr_target", "qc", "qc_target", "qr_optimizer", "qc_optimizer", "alpha_optimizer"):
+            there[key].load_state_dict(copy.deepcopy(here[key].state_dict()))
+        with torch.no_grad():
+            for key in ("nu", "epsilon", "log_alpha"):
+                there[key].copy_(here[key])
+            for key in ("nu_square", "epsilon_square", "phi_square"):
+                there[key] = here[key].clone()
+        there["D"].rng.bit_generator.state = here["D"].rng.bit_generator.state
+        before = there["log_alpha"].item()
+        for update in (fast, reference):
+            torch.manual_seed(i)
             update()
-        names = update.names
-        assert not torch.equal(before, names["phi"]["net.0.weight"])
-        scalars = [names[key].item() for key in ("nu", "epsilon")] + [names["log_alpha"].exp().item()]
-        found.append((torch.cat([p.detach().flatten() for p in names["phi"].values()]), torch.tensor(scalars)))
-    (phi, scalars), (reference, reference_scalars) = found
-    apart = ((phi - reference).norm() / reference.norm()).item()
-    print(f"phi: {apart:.1e}; nu, epsilon, alpha: {(scalars / reference_scalars - 1).abs().tolist()}")
-    assert apart < 1e-4 and torch.allclose(scalars, reference_scalars, rtol=1e-4)
-    assert (reference_scalars - torch.tensor([10.0, 0.5, 0.5])).abs().min() > 1e-5
+        assert here["log_alpha"].item() != before
+        for key in ("phi_new", "nu", "epsilon", "log_alpha", "grad_epsilon", "grad_alpha"):
+            x, y = here[key].detach(), there[key].detach()
+            worst[key] = max(worst.get(key, 0.0), ((x - y).norm() / y.norm()).item())
+    print({key: f"{value:.1e}" for key, value in worst.items()})
+    assert max(worst[key] for key in ("phi_new", "nu", "epsilon", "log_alpha")) < 1e-4
+    assert max(worst.values()) < 1e-2  # the metagradients are differences, and may be near 0
 
 
 def test_it_prints_a_table():
