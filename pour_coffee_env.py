@@ -197,6 +197,16 @@ def kinematics(q):
     return mug, R @ rotation_x(math.pi) @ MUG_IN_TOOL, np.vstack([np.cross(axes, mug - points).T, axes.T])
 
 
+def damped_inverse(J, damping):
+    """J (6, 7) -> J^T (J J^T + damping)^-1 (7, 6), damped least squares.
+
+    By singular values: NumPy's inv and solve wake BLAS's threads even for 6 x 6, and wait for them, milliseconds each
+    while PyTorch trains beside them (measured: 9 ms of a 20 ms step).
+    """
+    U, s, V = np.linalg.svd(J, full_matrices=False)
+    return V.T * (s / (s**2 + damping)) @ U.T
+
+
 def tait_bryan(R):
     """Rotation (3, 3) -> (psi, theta, phi) in rad, intrinsic z-y'-x'' (Appendix D)."""
     return np.array([
@@ -513,7 +523,7 @@ class PourCoffee(gym.Env):
         """25 ms of motion: ramp towards the command, damped least squares, joint speeds, physics."""
         p, spec = self.bullet, self.specification
         q, position, R, J = self.q, self.position, self.R, self.J
-        inverse = J.T @ np.linalg.inv(J @ J.T + 1e-4 * np.eye(6))
+        inverse = damped_inverse(J, 1e-4)
         homewards = (np.radians(spec.home) - q + math.pi) % (2 * math.pi) - math.pi
         rest = (np.eye(7) - inverse @ J) @ (0.5 * homewards)  # the one freedom that seven joints leave
         tilt = 0.5 * np.cross(R.T, rotation_x(self.roll_reference).T).sum(0)
@@ -528,8 +538,7 @@ class PourCoffee(gym.Env):
             for _ in range(2):  # a joint at its end stays there, and the others do what it would have done
                 ended |= (np.abs(q) > JOINT_LIMIT - 0.02) & (speed * q > 0)
                 if ended.any():
-                    free = J * ~ended
-                    speed = free.T @ np.linalg.solve(free @ free.T + 1e-3 * np.eye(6), twist)
+                    speed = damped_inverse(J * ~ended, 1e-3) @ twist
             slower = min(1.0, (JOINT_SPEED / np.maximum(np.abs(speed), 1e-9)).min())
             self.reference = self.reference + slower * SUBSTEP * self.going[:3]
             position = position + slower * SUBSTEP * self.going[:3]
