@@ -9,8 +9,9 @@
 
 Each run is the README's command line in a process of its own, on one thread, then `--evaluate`; nothing is measured
 that a user would not get. All of a sweep is in one folder (`--folder`, by default sweeps/SUITE_PROTOCOL): a folder for
-each run, with its policies and TensorBoard's events, and beside it, once it is whole, its CSV. A sweep that is stopped goes on where it was, a run that dies
-from its last checkpoint. On a cluster the folder and this checkout are on a file system that all nodes share.
+each run, with its policies and TensorBoard's events, and beside it, once it is whole, its CSV. A sweep that is stopped
+goes on where it was, a run that dies from its last checkpoint. On a cluster the folder and this checkout are on a file
+system that all nodes share.
 """
 
 import csv
@@ -101,7 +102,7 @@ def plan(suite, protocol, env_ids=None, algos=None, seeds=None):
 
 
 def start(command, here, cuda, **options):
-    """The command line in a process of its own, which dies with this one, and logs to log.txt. Returns its exit code."""
+    """The command line in a process of its own, which dies with this one and logs to log.txt -> its exit code."""
     kill_with_me = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # 1: PR_SET_PDEATHSIG
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})
     with open(here / "log.txt", "a") as log:
