@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 LABELS = {  # in the order of the figures
     "meta-sac-lag": "Meta SAC-Lag (Eq. 14)",
     "meta-sac-lag-nonlinear": "Meta SAC-Lag (Eq. 16)",
@@ -162,7 +162,7 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         if table:
             print(f"{folder}\n\n{globals()['table'](runs)}\n")
             continue
-        prefix = f"{HERE / 'images' / folder.name}_" if folder.parent == results else f"{folder}/"
+        prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
         for name, figure in (("figure_2", figure_2), ("threshold", figure_threshold)):
             figure(runs, f"{prefix}{name}.png")
             print(f"{prefix}{name}.png")
