@@ -50,7 +50,7 @@ def test_in_float32_each_update_is_what_autograd_through_everything_makes_of_it(
             worst[key] = max(worst.get(key, 0.0), ((x - y).norm() / y.norm()).item())
     print({key: f"{value:.1e}" for key, value in worst.items()})
     assert max(worst[key] for key in ("phi_new", "nu", "epsilon", "log_alpha")) < 1e-4
-    assert max(worst.values()) < 1e-2  # the metagradients are differences, and may be near 0
+    assert max(worst.values()) < 1e-3  # the metagradients are differences, and may be near 0
 
 
 def test_it_prints_a_table():
