@@ -120,7 +120,7 @@ def figure_threshold(runs, path):
     fig.savefig(path, dpi=90)
 
 
-def table(runs):
+def results_table(runs):
     """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth."""
     columns = {
         "violations, whole run": lambda c: c["charts/violations_total"][-1, 1],
@@ -160,7 +160,7 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         if not runs:
             continue
         if table:
-            print(f"{folder}\n\n{globals()['table'](runs)}\n")
+            print(f"{folder}\n\n{results_table(runs)}\n")
             continue
         prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
         for name, figure in (("figure_2", figure_2), ("threshold", figure_threshold)):

@@ -27,7 +27,7 @@ def rows_of(path):
 
 def test_the_readmes_table_is_what_the_csvs_say():
     inside = (ROOT / "README.md").read_text().split("<!-- experiments/figures.py --table -->\n")[1]
-    expected = figures.table(figures.read(ROOT / "experiments" / "results" / "fig2_reduced"))
+    expected = figures.results_table(figures.read(ROOT / "experiments" / "results" / "fig2_reduced"))
     assert inside.split("\n<!-- end of the table -->")[0] == expected and expected.count("CarCircle2") == 5
 
 
