@@ -102,12 +102,17 @@ class Actor(nn.Module):
         super().__init__()
         self.net = mlp(obs_dim, hidden_size, 2 * action_dim)
 
-    def forward(self, obs):
-        """obs (batch, obs_dim) -> a ~ pi (batch, action_dim), log pi(a|s) (batch,), pi_det (batch, action_dim)"""
+    def forward(self, obs, log_pi=True):
+        """obs (batch, obs_dim) -> a ~ pi (batch, action_dim), log pi(a|s) (batch,), pi_det (batch, action_dim)
+
+        log_pi=False leaves log pi out, for the time that it takes.
+        """
         mean, log_std = self.net(obs).chunk(2, dim=-1)
         log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2], as in CleanRL
         noise = torch.randn_like(mean)
         u = mean + log_std.exp() * noise
+        if not log_pi:
+            return torch.tanh(u), None, torch.tanh(mean)
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_dtanh = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
         return torch.tanh(u), (log_normal - log_dtanh).sum(-1), torch.tanh(mean)
@@ -132,12 +137,25 @@ class TwinCritic(nn.Module):
         self.bias_1, self.bias_2, self.bias_3 = uniform(n, 1, h), uniform(h, 1, h), uniform(h, 1, 1)
         self.activation, self.probability = nn.ReLU(inplace=True), probability
 
-    def forward(self, obs, action):
+    def forward(self, obs, action, logits=False):
         """obs (batch, obs_dim), action (batch, action_dim) in [-1, 1] -> both values (2, batch)"""
         x = torch.baddbmm(self.bias_1, obs.expand(2, -1, -1), self.weight_obs)
         x = self.activation(torch.baddbmm(x, action.expand(2, -1, -1), self.weight_action))
         x = self.activation(torch.baddbmm(self.bias_2, x, self.weight_2))
         q = torch.baddbmm(self.bias_3, x, self.weight_3).squeeze(-1)
+        return q.sigmoid() if self.probability and not logits else q
+
+    def tangent(self, obs, action):
+        """-> the worse twin's value (batch,), max of Q_c or min of Q_r, for second derivatives by the action.
+
+        ReLU makes Q piecewise linear, up to the sigmoid. So its tangent in the action has the same derivatives, of all
+        orders, and a Hessian need not pass through the networks again. With another activation it would be wrong.
+        """
+        at = action.detach().requires_grad_()
+        q = self(obs, at, logits=True)
+        q = q.amax(0) if self.probability else q.amin(0)
+        (dq_da,) = torch.autograd.grad(q.sum(), at)
+        q = q.detach() + (dq_da * (action - at.detach())).sum(-1)
         return q.sigmoid() if self.probability else q
 
 
@@ -200,7 +218,7 @@ def rmsprop_derivatives(gradient, square_avg, learning_rate, decay, constant):
     """dtheta'/dg and d2theta'/dg2 of that step, elementwise; square_avg is v, from before it."""
     kept = decay * square_avg + constant
     root2 = kept + (1 - decay) * gradient.square()
-    first = learning_rate * kept / root2**1.5
+    first = learning_rate * kept / (root2 * root2.sqrt())
     return first, -3 * (1 - decay) * gradient * first / root2
 
 
@@ -700,7 +718,7 @@ if __name__ == "__main__":
                 # The transition's cost stands for Eq. 2's c(s). A violation ends the future: targets stay in [0, 1].
                 B_c = D.sample(args.batch_size, D_s)
                 with torch.no_grad():
-                    next_action, _, _ = actor(B_c.next_obs)
+                    next_action, _, _ = actor(B_c.next_obs, log_pi=False)
                     next_qc = qc_target(B_c.next_obs, next_action).amax(0)
                     target_c = B_c.cost + (1 - B_c.cost) * (1 - B_c.terminated) * args.gamma_c * next_qc
                 loss_qc = 0.5 * (qc(B_c.obs, B_c.action) - target_c).square().mean(1).sum()
@@ -759,8 +777,8 @@ if __name__ == "__main__":
                 # is meant is open (README).
                 of_epsilon = args.epsilon_lr, args.rmsprop_decay, 1e-20
                 phi_new.requires_grad_()
-                action_new, _, _ = functional_call(actor, unflat(phi_new, phi), (B_new.obs,))
-                q_r, q_c = qr(B_new.obs, action_new).amin(0), qc(B_new.obs, action_new).amax(0)
+                action_new, _, _ = functional_call(actor, unflat(phi_new, phi), B_new.obs, {"log_pi": False})
+                q_r, q_c = qr.tangent(B_new.obs, action_new), qc.tangent(B_new.obs, action_new)
                 if args.epsilon_objective == "linear":
                     J_epsilon = (nu_new * q_c - q_r).mean()
                 else:
@@ -774,7 +792,7 @@ if __name__ == "__main__":
                 # deterministic actions. Its gradient comes through phi'; and through epsilon', a function of alpha as
                 # phi' is (dJ_alpha/depsilon' is nu').
                 S_0 = D_0.sample(args.batch_size)
-                _, _, action_det = functional_call(actor, unflat(phi_new, phi), (S_0.obs,))
+                _, _, action_det = functional_call(actor, unflat(phi_new, phi), S_0.obs, {"log_pi": False})
                 q_r_0, q_c_0 = qr(S_0.obs, action_det).amin(0), qc(S_0.obs, action_det).amax(0)
                 J_alpha = (q_r_0 - nu_new * (q_c_0 - epsilon_new)).mean()
                 (dJ_alpha_dphi,) = torch.autograd.grad(J_alpha, phi_new)

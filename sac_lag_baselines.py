@@ -99,12 +99,17 @@ class Actor(nn.Module):
         super().__init__()
         self.net = mlp(obs_dim, hidden_size, 2 * action_dim)
 
-    def forward(self, obs):
-        """obs (batch, obs_dim) -> a ~ pi (batch, action_dim), log pi(a|s) (batch,), pi_det (batch, action_dim)"""
+    def forward(self, obs, log_pi=True):
+        """obs (batch, obs_dim) -> a ~ pi (batch, action_dim), log pi(a|s) (batch,), pi_det (batch, action_dim)
+
+        log_pi=False leaves log pi out, for the time that it takes.
+        """
         mean, log_std = self.net(obs).chunk(2, dim=-1)
         log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)  # in [-5, 2], as in CleanRL
         noise = torch.randn_like(mean)
         u = mean + log_std.exp() * noise
+        if not log_pi:
+            return torch.tanh(u), None, torch.tanh(mean)
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_dtanh = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
         return torch.tanh(u), (log_normal - log_dtanh).sum(-1), torch.tanh(mean)
@@ -197,7 +202,7 @@ def rmsprop_derivatives(gradient, square_avg, learning_rate, decay, constant):
     """dtheta'/dg and d2theta'/dg2 of that step, elementwise; square_avg is v, from before it."""
     kept = decay * square_avg + constant
     root2 = kept + (1 - decay) * gradient.square()
-    first = learning_rate * kept / root2**1.5
+    first = learning_rate * kept / (root2 * root2.sqrt())
     return first, -3 * (1 - decay) * gradient * first / root2
 
 
@@ -701,7 +706,7 @@ if __name__ == "__main__":
                 # The transition's cost stands for Eq. 2's c(s). A violation ends the future: targets stay in [0, 1].
                 B_c = D.sample(args.batch_size, D_s)
                 with torch.no_grad():
-                    next_action, _, _ = actor(B_c.next_obs)
+                    next_action, _, _ = actor(B_c.next_obs, log_pi=False)
                     next_qc = qc_target(B_c.next_obs, next_action).amax(0)
                     target_c = B_c.cost + (1 - B_c.cost) * (1 - B_c.terminated) * args.gamma_c * next_qc
                 loss_qc = 0.5 * (qc(B_c.obs, B_c.action) - target_c).square().mean(1).sum()
@@ -757,7 +762,7 @@ if __name__ == "__main__":
                     dphi_dalpha = -rmsprop_derivatives(dL_dphi, phi_square, *of_phi)[0] * g_h
                     phi_new.requires_grad_()
                     S_0 = D_0.sample(args.batch_size)
-                    _, _, action_det = functional_call(actor, unflat(phi_new, phi), (S_0.obs,))
+                    _, _, action_det = functional_call(actor, unflat(phi_new, phi), S_0.obs, {"log_pi": False})
                     J_alpha = qr(S_0.obs, action_det).amin(0).mean()
                     (dJ_alpha_dphi,) = torch.autograd.grad(J_alpha, phi_new)
                     grad_alpha = dJ_alpha_dphi @ dphi_dalpha

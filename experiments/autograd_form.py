@@ -11,7 +11,7 @@ phi_new, phi_square_new = rmsprop(
     args.policy_lr, args.rmsprop_decay, 1e-12,
 )
 B_new = D.sample(args.batch_size)
-action_new, _, _ = functional_call(actor, unflat(phi_new, phi), (B_new.obs,))
+action_new, _, _ = functional_call(actor, unflat(phi_new, phi), B_new.obs, {"log_pi": False})
 q_r, q_c = qr(B_new.obs, action_new).amin(0), qc(B_new.obs, action_new).amax(0)
 if args.epsilon_objective == "linear":
     nu_copy = nu_new.detach()
@@ -24,7 +24,7 @@ epsilon_new, epsilon_square_new = rmsprop(
     epsilon, sign * grad_epsilon, epsilon_square, args.epsilon_lr, args.rmsprop_decay, 1e-20
 )
 S_0 = D_0.sample(args.batch_size)
-_, _, action_det = functional_call(actor, unflat(phi_new, phi), (S_0.obs,))
+_, _, action_det = functional_call(actor, unflat(phi_new, phi), S_0.obs, {"log_pi": False})
 q_r_0, q_c_0 = qr(S_0.obs, action_det).amin(0), qc(S_0.obs, action_det).amax(0)
 J_alpha = (q_r_0 - nu_new * (q_c_0 - epsilon_new.detach())).mean()
 (grad_alpha_direct,) = torch.autograd.grad(J_alpha, alpha_leaf, retain_graph=True)

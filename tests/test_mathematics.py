@@ -60,10 +60,8 @@ def make_state(smooth=True, seed=0, obs_dim=OBS_DIM, action_dim=ACTION_DIM, fill
     actor = Actor(obs_dim, action_dim, args.hidden_size)
     qr, qr_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=False) for _ in range(2))
     qc, qc_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=True) for _ in range(2))
-    if smooth:  # finite differences need a smooth function
+    if smooth:  # a policy for finite differences; the critics' second derivatives are right with ReLU alone (tangent)
         actor.net[1], actor.net[3] = torch.nn.Softplus(), torch.nn.Softplus()
-        for net in (qr, qr_target, qc, qc_target):
-            net.activation = torch.nn.Softplus()
     with torch.no_grad():  # the twins well apart, so that min and max switch nowhere
         for net in (qr, qr_target, qc, qc_target):
             net.bias_3[1] += 1.5
