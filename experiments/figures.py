@@ -4,7 +4,8 @@
     python experiments/figures.py --table               # the tables, as Markdown
     python experiments/figures.py --folders my_sweep    # of this one
 
-An environment is shown once all algorithms have it, with the same seeds. Thick: mean over seeds; thin: each seed.
+An environment is shown once all algorithms have it, with the same seeds. Thick: mean over seeds; thin: each seed. From
+five seeds on: their interquartile mean, and its 95 % bootstrap interval.
 """
 
 import csv
@@ -23,10 +24,16 @@ LABELS = {  # in the order of the figures
     "rcpo-metasac": "RCPO-MetaSAC",
 }
 LAST = 0.2  # the share of a run that the table calls its end
+SETTINGS = {  # Table 2
+    "PourCoffeeSim1": "#1: distance and roll; spill violates",
+    "PourCoffeeSim2": "#2: acceleration too; no spill constraint",
+    "PourCoffeeSim3": "#3: acceleration too; spill violates",
+    "PourCoffeeSim4": "#4: and a spill costs reward",
+}
 
 
 def read(folder):
-    """{(environment, algorithm): {seed: {metric: (points, 2) array of step and value}}} of the whole environments."""
+    """{(environment, algorithm): {seed: {metric: (points, 2) array of step and value}}}"""
     runs = {}
     for path in sorted(Path(folder).glob("*.csv")):
         curves = {}
@@ -35,14 +42,18 @@ def read(folder):
                 curves.setdefault(row["metric"], []).append((float(row["step"]), float(row["value"])))
                 run = row["env"], row["algo"], int(row["seed"])
         env_id, algo, seed = run
-        curves = {metric: np.array(points) for metric, points in curves.items()}
+        curves = {metric: np.array(sorted(points)) for metric, points in curves.items()}
         runs.setdefault((env_id, algo), {})[seed] = curves
-    seeds = {}  # of each environment and algorithm
+    return dict(sorted(runs.items()))
+
+
+def whole(runs):
+    """The environments that have all five algorithms, with the same seeds."""
+    seeds = {}
     for (env_id, algo), of_seeds in runs.items():
-        if algo in LABELS:
-            seeds.setdefault(env_id, {})[algo] = set(of_seeds)
-    whole = [env_id for env_id, of in seeds.items() if all(of.get(algo) == of.get("sacv2-lag") for algo in LABELS)]
-    return {pair: of_seeds for pair, of_seeds in sorted(runs.items()) if pair[0] in whole}
+        seeds.setdefault(env_id, {})[algo] = set(of_seeds)
+    env_ids = [env_id for env_id, of in seeds.items() if all(of.get(algo) == of.get("sacv2-lag") for algo in LABELS)]
+    return {pair: of_seeds for pair, of_seeds in runs.items() if pair[0] in env_ids and pair[1] in LABELS}
 
 
 def per_episode(curves, metric, last=None):
@@ -57,11 +68,28 @@ def per_episode(curves, metric, last=None):
     return step, np.array([(value * weight)[near].sum() / weight[near].sum() for near in around])
 
 
+def interquartile_mean(values):
+    """Over the first axis: the mean without a quarter of the values at either end (whole ones, rounded down)."""
+    values = np.sort(values, 0)
+    cut = len(values) // 4
+    return values[cut : len(values) - cut].mean(0)
+
+
+def bootstrap(values, times=2000):
+    """The 95 % interval of the interquartile mean, over the first axis, by resampling the seeds: (2, ...)"""
+    values, rng = np.asarray(values), np.random.default_rng(0)
+    drawn = [interquartile_mean(values[rng.integers(len(values), size=len(values))]) for _ in range(times)]
+    return np.percentile(drawn, (2.5, 97.5), axis=0)
+
+
 def draw(ax, of_seeds, curve, label, **style):
     curves = [curve(curves) for curves in of_seeds.values()]
     steps = np.linspace(max(step[0] for step, _ in curves), min(step[-1] for step, _ in curves), 200)
     values = [np.interp(steps, *one) for one in curves]
-    (line,) = ax.plot(steps / 1000, np.mean(values, 0), label=label, linewidth=1.8, **style)
+    middle = np.mean(values, 0) if len(values) < 5 else interquartile_mean(values)
+    (line,) = ax.plot(steps / 1000, middle, label=label, linewidth=1.8, **style)
+    if len(values) >= 5:
+        ax.fill_between(steps / 1000, *bootstrap(values), color=line.get_color(), alpha=0.2, linewidth=0)
     for one in values if len(values) > 1 else ():
         ax.plot(steps / 1000, one, color=line.get_color(), linewidth=0.5, alpha=0.6, linestyle=line.get_linestyle())
 
@@ -120,32 +148,156 @@ def figure_threshold(runs, path):
     fig.savefig(path, dpi=90)
 
 
+def figure_3(runs, path):
+    """Jerk and acceleration while training, and of the policies saved along it, in the twin with noise, delay and
+    saturation (dashed) and on the rehearsal's arm (dotted); success and violations of the last ones, there and in their
+    own simulation. The rehearsal's arm has no coffee: its success is the mug at the goal and rolled."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 4, figsize=(18, 4.2))
+    for i, (env_id, label) in enumerate(SETTINGS.items()):
+        if (env_id, "meta-sac-lag") not in runs:
+            continue
+        of_seeds = runs[env_id, "meta-sac-lag"]
+        for ax, name in zip(axes, ("jerk", "acceleration")):
+            draw(ax, of_seeds, lambda c: per_episode(c, f"charts/{name}"), label, color=f"C{i}")
+            draw(ax, of_seeds, lambda c: c[f"twin/{name}"].T, None, color=f"C{i}", linestyle="--")
+            draw(ax, of_seeds, lambda c: c[f"fake/{name}"].T, None, color=f"C{i}", linestyle=":")
+        for ax, name in zip(axes[2:], ("success", "violation")):
+            for j, (where, hatch) in enumerate((("eval", ""), ("twin", "//"), ("fake", ".."))):
+                if (where, name) != ("fake", "violation"):
+                    values = [curves[f"{where}/{name}"][-1, 1] for curves in of_seeds.values()]
+                    ax.bar(i + 0.27 * (j - 1), np.mean(values), 0.25, color=f"C{i}", alpha=0.6, hatch=hatch)
+                    ax.plot([i + 0.27 * (j - 1)] * len(values), values, "k.", markersize=4)
+    titles = ("(a) jerk, m/s³", "(b) acceleration, m/s²", "(c) success, last policy", "(d) violations, last policy")
+    for ax, title in zip(axes, titles):
+        ax.set_title(title)
+        ax.grid(alpha=0.3)
+    for ax in axes[:2]:
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("thousand steps (dashed: in the twin, dotted: rehearsal arm)")
+    for ax in axes[2:]:
+        ax.set_ylim(-0.03, 1.03)
+        ax.set_xticks(range(len(SETTINGS)), [label[:2] for label in SETTINGS.values()])
+        ax.set_xlabel("its simulation; // twin; .. rehearsal arm (no coffee)")
+    axes[0].legend(fontsize=7)
+    fig.tight_layout()
+    fig.savefig(path, dpi=90)
+
+
+def grid(runs, algo, curve):
+    """epsilon_0 (down, ascending), nu_0 (across), and the mean over seeds of each pair."""
+    values = {}
+    for (_, name), of_seeds in runs.items():
+        if name.startswith(f"{algo}@"):
+            pair = tuple(map(float, name.split("@")[1].split(",")))
+            values[pair] = np.mean([curve(curves) for curves in of_seeds.values()])
+    epsilons, nus = (sorted(set(side)) for side in zip(*values))
+    return epsilons, nus, np.array([[values.get((epsilon, nu), np.nan) for nu in nus] for epsilon in epsilons])
+
+
+def figure_robustness(runs, path):
+    """What the choice of epsilon_0 and nu_0 does to violations and return, with and without metagradients."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(2, 2, figsize=(8.4, 6.4), squeeze=False)
+    for row, (title, curve) in zip(axes, ROBUSTNESS.items()):
+        grids = [grid(runs, algo, curve) for algo in ("meta-sac-lag", "sacv2-lag")]
+        low, high = (f([f(values) for *_, values in grids]) for f in (np.nanmin, np.nanmax))
+        for ax, algo, (epsilons, nus, values) in zip(row, ("Meta SAC-Lag (Eq. 14)", "SACv2-Lag"), grids):
+            colors = "viridis" if "return" in title else "viridis_r"
+            ax.imshow(values, vmin=low, vmax=high, cmap=colors, origin="lower", aspect="auto")
+            for (i, j), value in np.ndenumerate(values):
+                light = (value - low) / max(high - low, 1e-9) > 0.5
+                ax.text(j, i, f"{value:.2g}", ha="center", color="k" if light == (colors == "viridis") else "w")
+            ax.set_xticks(range(len(nus)), [f"{nu:g}" for nu in nus])
+            ax.set_yticks(range(len(epsilons)), [f"{epsilon:g}" for epsilon in epsilons])
+            ax.set(title=f"{title}: {algo}", xlabel="ν_0", ylabel="ε_0")
+    fig.tight_layout()
+    fig.savefig(path, dpi=90)
+
+
+MEASURES = {
+    "violations, whole run": lambda c: c["charts/violations_total"][-1, 1],
+    "violation rate, end": lambda c: per_episode(c, "charts/violation", LAST),
+    "return, end": lambda c: per_episode(c, "charts/episodic_return", LAST),
+    "α, end": lambda c: c["meta/alpha"][-1, 1],
+    "ν, end": lambda c: c["meta/nu"][-1, 1],
+    "evaluated: violation rate": lambda c: c["eval/violation"][-1, 1],
+    "evaluated: return": lambda c: c["eval/episodic_return"][-1, 1],
+    "Q_c promises": lambda c: c["critics/promised_c"][-1, 1],
+    "π gets": lambda c: c["critics/got_c"][-1, 1],
+}
+ROBUSTNESS = {name: MEASURES[name] for name in ("violations, whole run", "return, end")}
+
+
+def spread(values):
+    """The mean and, of more than one seed, the least and the greatest."""
+    return f"{np.mean(values):.3g}" + f" ({min(values):.3g} to {max(values):.3g})" * (len(values) > 1)
+
+
 def results_table(runs):
     """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth."""
-    columns = {
-        "violations, whole run": lambda c: c["charts/violations_total"][-1, 1],
-        "violation rate, end": lambda c: per_episode(c, "charts/violation", LAST),
-        "return, end": lambda c: per_episode(c, "charts/episodic_return", LAST),
-        "α, end": lambda c: c["meta/alpha"][-1, 1],
-        "ν, end": lambda c: c["meta/nu"][-1, 1],
-        "evaluated: violation rate": lambda c: c["eval/violation"][-1, 1],
-        "evaluated: return": lambda c: c["eval/episodic_return"][-1, 1],
-        "Q_c promises": lambda c: c["critics/promised_c"][-1, 1],
-        "π gets": lambda c: c["critics/got_c"][-1, 1],
-    }
-    lines = [f"| task | algorithm | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    lines = [f"| task | algorithm | seeds | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 3) + "|"]
     for env_id, algo in sorted(runs, key=lambda pair: (pair[0], list(LABELS).index(pair[1]))):
-        of_seeds, cells = runs[env_id, algo], []
-        for curve in columns.values():
-            values = [curve(curves) for curves in of_seeds.values()]
-            cells.append(f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})")
+        of_seeds = runs[env_id, algo]
+        cells = [spread([measure(curves) for curves in of_seeds.values()]) for measure in MEASURES.values()]
         lines.append(f"| {env_id} | {LABELS[algo]} | {len(of_seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def settles(curves):
+    """The step from which epsilon stays within 0.05 of where it ends, and that end."""
+    step, epsilon = curves["meta/epsilon"].T
+    away = np.flatnonzero(np.abs(epsilon - epsilon[-1]) > 0.05)
+    return (step[away[-1] + 1] if len(away) else step[0]), epsilon[-1]
+
+
+def claims_table(runs):
+    """What the claims (a) to (d) compare, for each environment: is every seed of one algorithm below every seed of the
+    other (fewer, lower), above (more, higher), or do they overlap (like)?"""
+
+    def compare(env_id, one, others, name, below, above):
+        found = {below: [], "like": [], above: []}
+        mine = [MEASURES[name](curves) for curves in runs[env_id, one].values()]
+        for other in others:
+            theirs = [MEASURES[name](curves) for curves in runs[env_id, other].values()]
+            word = below if max(mine) < min(theirs) else above if min(mine) > max(theirs) else "like"
+            found[word].append(LABELS[other].removeprefix("Meta SAC-Lag ").strip("()"))
+        return "; ".join(f"{word} {', '.join(names)}" for word, names in found.items() if names)
+
+    baselines, meta, nonlinear = ("sacv2-lag", "rcpo-sacv2", "rcpo-metasac"), "meta-sac-lag", "meta-sac-lag-nonlinear"
+    fewer, lower = ("fewer than", "more than"), ("lower than", "higher than")
+    rows = {
+        "(a) violations, whole run": lambda e: compare(e, meta, baselines, "violations, whole run", *fewer),
+        "(a) violation rate, end": lambda e: compare(e, meta, baselines, "violation rate, end", *lower),
+        "(a) return, end": lambda e: compare(e, meta, baselines, "return, end", *lower),
+        "(b) α at the end, Eq. 14": lambda e: compare(e, meta, baselines[:1], "α, end", *lower),
+        "(b) α at the end, Eq. 16": lambda e: compare(e, nonlinear, baselines[:1], "α, end", *lower),
+        "(c) ε ends at (and is within 0.05 of it from step), Eq. 14": lambda e: ends(e, meta),
+        "(c) the same, Eq. 16": lambda e: ends(e, nonlinear),
+        "(d) Eq. 14: violations, whole run": lambda e: compare(e, meta, [nonlinear], "violations, whole run", *fewer),
+        "(d) Eq. 14: return, end": lambda e: compare(e, meta, [nonlinear], "return, end", *lower),
+    }
+
+    def ends(env_id, algo):
+        found = [settles(curves) for curves in runs[env_id, algo].values()]
+        return ", ".join(f"{epsilon:.2f} ({step:,.0f})" for step, epsilon in found)
+
+    env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
+    lines = [f"| Meta SAC-Lag has ... | {' | '.join(env_ids)} |", "|---" * (len(env_ids) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | {' | '.join(map(row, env_ids))} |" for name, row in rows.items()])
+
+
 def main(folders: tuple[Path, ...] = (), table: bool = False):
-    """Draws figure_2.png and threshold.png of each sweep: of experiments/results/NAME to experiments/images/NAME_*.png,
-    of any other folder into it.
+    """Draws what a sweep's runs are of, figure_2.png and threshold.png, figure_3.png, robustness.png: of
+    experiments/results/NAME to experiments/images/NAME_*.png, of any other folder into it.
 
     Args:
         folders: sweeps' folders; none: those in experiments/results and in ./sweeps
@@ -157,14 +309,19 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         sys.exit(f"error: there is no CSV in {named[0]}; experiments/sweep.py writes them")
     for folder in folders or sorted([*results.glob("*"), *Path("sweeps").glob("*")]):
         runs = read(folder) if folder.is_dir() and folder.name != "threshold" else {}
-        if not runs:
-            continue
+        compared = whole(runs)
+        if table and compared:
+            print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
         if table:
-            print(f"{folder}\n\n{results_table(runs)}\n")
             continue
         prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
-        for name, figure in (("figure_2", figure_2), ("threshold", figure_threshold)):
-            figure(runs, f"{prefix}{name}.png")
+        figures = [(figure_2, compared, "figure_2"), (figure_threshold, compared, "threshold")] if compared else []
+        if any("twin/jerk" in curves for of_seeds in runs.values() for curves in of_seeds.values()):
+            figures.append((figure_3, runs, "figure_3"))
+        if any("@" in algo for _, algo in runs):
+            figures.append((figure_robustness, runs, "robustness"))
+        for figure, of, name in figures:
+            figure(of, f"{prefix}{name}.png")
             print(f"{prefix}{name}.png")
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,7 @@ METRICS = re.compile(
     r"meta/(epsilon|alpha|nu|nu_star|grad_.*)|values/.*|losses/entropy|gradients/.*"
 )
 EPISODES = {"tiny": 2}  # of the evaluation at the end; otherwise 40
+TWIN = "kinova_real:PourCoffeeTwin"  # Pour Coffee with noise, delay, and friction and fill that nobody knows
 
 
 class Run(NamedTuple):
@@ -135,13 +137,20 @@ def work(run, folder, cuda, facts):
                 return (here / "log.txt").read_text().strip().splitlines()[-1]
             time.sleep(5)
     run_dir = done.parent
-    evaluate = [run.command()[0], "--evaluate", str(done.relative_to(here))]
-    evaluations = [(evaluate + ["--episodes", str(EPISODES.get(run.protocol, 40))], {})]
-    if run.suite == "fig3":  # the policies saved along training, through the rehearsal arm
-        evaluations += [
-            ([*evaluate[:2], str(path.relative_to(here)), *"--real-robot --robot-ip fake --episodes 5".split()],
-             dict(input=b"yes\n" * 100)) for path in run_dir.glob("policy_*.pt")
-        ]  # fmt: skip
+    script, episodes = run.command()[0], ["--episodes", str(EPISODES.get(run.protocol, 40))]
+    evaluations = [([script, "--evaluate", str(done.relative_to(here)), *episodes], {})]
+    if run.suite == "fig3":
+        # The policies saved along training, as they would be on the arm. In its twin, which has coffee, noise, a delay
+        # and motors of limited torque; and on the rehearsal's arm, which has the real one's interface and no coffee
+        evaluations.append((["kinova_real.py", "--teach", "--robot-ip", "fake"], dict(input=b"yes\n" * 100)))
+        rehearse = "--real-robot --robot-ip fake --episodes 2".split()
+        for path in run_dir.glob("policy_*.pt"):
+            in_twin = run_dir / "twin" / path.name
+            in_twin.parent.mkdir(exist_ok=True)
+            torch.save({**torch.load(path, weights_only=True), "env_id": TWIN}, in_twin)
+            evaluations.append(([script, "--evaluate", str(in_twin.relative_to(here)), *episodes], {}))
+            rehearsal = [script, "--evaluate", str(path.relative_to(here)), *rehearse]
+            evaluations.append((rehearsal, dict(input=b"yes\n" * 100)))
     for command, options in evaluations:
         if start(command, here, cuda, **options) != 0:
             return (here / "log.txt").read_text().strip().splitlines()[-1]
@@ -177,8 +186,9 @@ def write_csv(run, run_dir, path, facts):
         rows += [(step, tag, x[-1] if tag.endswith("_total") else np.mean(x)) for step, x in windows.items()]
         if tag == "charts/violation":
             rows += [(step, "episodes", len(x)) for step, x in windows.items()]
-    for file in sorted(run_dir.glob("eval_*.json")):
-        found, arm = json.loads(file.read_text()), "fake" if file.stem.endswith("_fake") else "eval"
+    for file in sorted([*run_dir.glob("eval_*.json"), *run_dir.glob("twin/eval_*.json")]):
+        found = json.loads(file.read_text())
+        arm = "fake" if file.stem.endswith("_fake") else "twin" if file.parent.name == "twin" else "eval"
         rows += [(found["step"], f"{arm}/{key}", value) for key, value in sorted(found["mean"].items())]
     rows += [(run.total(), f"critics/{key}", value) for key, value in critics(run_dir, EPISODES.get(run.protocol, 20))]
     with open(path, "w", newline="") as file:
@@ -195,8 +205,6 @@ def critics(run_dir, episodes):
     `r`: of scaled rewards and entropy, discounted by gamma_r (in RCPO less nu Q_c), as Q_r has it; `c`: gamma_c^t for a
     violation at step t. Where an episode was truncated the critic's own value of its end is added.
     """
-    import torch
-
     sys.path[:0] = [str(ROOT)]
     from meta_sac_lag import Actor, TwinCritic, episode_seed, make_env
 
@@ -361,7 +369,8 @@ def main(
         sys.exit("error: the sweep runs on Ray: pip install -r experiments/requirements.txt")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, log_to_driver=False, include_dashboard=False,
+    # "local": what Ray has left in /tmp of a cluster of before is not joined
+    ray.init(address=address or "local", log_to_driver=False, include_dashboard=False,
              **({} if address else {"num_cpus": jobs or os.cpu_count()}))  # fmt: skip
     facts = facts_here()
     # Ray itself starts a task again, elsewhere, if its node or its process is lost
@@ -378,7 +387,7 @@ def main(
         if not waiting or time.time() - shown > (5 if sys.stdout.isatty() else 300):
             shown = time.time()
             steps = sum(steps_of(run, folder) for run in missing) - at_first
-            rate = steps / (time.time() - began)
+            rate = max(0.0, steps / (time.time() - began))  # a killed run's checkpoint may be behind its progress bar
             left = sum(run.total() for run in missing if run not in failed) - at_first - steps
             print("\033[H\033[J" * sys.stdout.isatty() + table(runs, folder, failed))
             end = f"; about {duration(left / rate)} to go" if rate and waiting else ""

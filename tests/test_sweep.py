@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import figures
 import sweep
 
+RESULTS = ROOT / "experiments" / "results"
 RUN = sweep.Run("smoke", "tiny", "CarCircle2", "sacv2-lag", 1)
 
 
@@ -25,10 +26,14 @@ def rows_of(path):
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def test_the_readmes_table_is_what_the_csvs_say():
-    inside = (ROOT / "README.md").read_text().split("<!-- experiments/figures.py --table -->\n")[1]
-    expected = figures.results_table(figures.read(ROOT / "experiments" / "results" / "fig2_reduced"))
-    assert inside.split("\n<!-- end of the table -->")[0] == expected and expected.count("CarCircle2") == 5
+def test_the_readmes_tables_are_what_the_csvs_say():
+    readme, runs = (ROOT / "README.md").read_text(), figures.whole(figures.read(RESULTS / "fig2_reduced"))
+    for name, end, expected in (
+        ("experiments/figures.py --table", "the table", figures.results_table(runs)),
+        ("and its claims", "the claims", figures.claims_table(runs)),
+    ):
+        assert readme.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- end of {end} -->")[0] == expected
+    assert expected.count("|") > 20 and figures.results_table(runs).count("CarCircle2") == 5
 
 
 def test_the_plan():
