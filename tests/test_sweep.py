@@ -11,11 +11,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import figures
 import sweep
+
+import meta_sac_lag
 
 RESULTS = ROOT / "experiments" / "results"
 RUN = sweep.Run("smoke", "tiny", "CarCircle2", "sacv2-lag", 1)
@@ -86,6 +89,126 @@ def test_means_are_weighted_by_episodes():
     curves = {"charts/violation": np.array([(1.0, 1.0), (2.0, 0.0)]), "episodes": np.array([(1.0, 1.0), (2.0, 3.0)])}
     assert figures.per_episode(curves, "charts/violation", last=1.0) == 0.25
     assert figures.per_episode(curves, "charts/violation", last=0.5) == 0.0
+    steps = np.arange(1.0, 101.0)  # of the curve: a mean of what lies within a twentieth of the run
+    late = steps > 50
+    curves = {"charts/violation": np.stack([steps, late], 1), "episodes": np.stack([steps, 1 + 2 * late], 1)}
+    step, rate = figures.per_episode(curves, "charts/violation")
+    assert (step == steps).all() and rate[0] == 0 and rate[-1] == 1 and rate[44] == 0 and rate[55] == 1
+    assert rate[49] == pytest.approx(5 * 3 / (6 + 5 * 3))  # steps 45 to 55: six of one episode, five of three
+
+
+def test_what_critics_promise_and_what_comes(tmp_path, monkeypatch):
+    """Critics that say the same everywhere; an environment with a reward of 2 and a violation at step 3, or none."""
+    (tmp_path / "known_env.py").write_text(
+        """
+import gymnasium as gym
+import numpy as np
+
+
+class Known(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    violates = True
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        cost = float(self.violates and self.t == 3)
+        return np.zeros(3, np.float32), 2.0, cost > 0, self.t == 5, {"cost": cost}
+
+
+gym.register("Known-v0", Known)
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sizes = dict(obs_dim=3, action_dim=2, hidden_size=4)
+    actor, qr = meta_sac_lag.Actor(**sizes), meta_sac_lag.TwinCritic(**sizes, probability=False)
+    qc = meta_sac_lag.TwinCritic(**sizes, probability=True)
+    with torch.no_grad():
+        for net in (actor, qr, qc):
+            for parameter in net.parameters():
+                parameter.zero_()
+        qr.bias_3.copy_(torch.tensor([7.0, 9.0]).view(2, 1, 1))
+        qc.bias_3.copy_(torch.tensor([0.0, -1.0]).view(2, 1, 1))
+    args = dict(env_id="known_env:Known-v0", seed=1, gamma_r=0.9, gamma_c=0.8, reward_scale=10.0)
+    saved = dict(
+        args=args, sizes=sizes, parts=dict(actor=actor.state_dict(), qr=qr.state_dict(), qc=qc.state_dict()),
+        tensors=dict(log_alpha=torch.tensor(-100.0), nu=torch.tensor(4.0)),
+    )  # fmt: skip
+
+    def found(**changed):
+        torch.save({**saved, "args": {**args, **changed}}, tmp_path / "checkpoint.pt")
+        return dict(sweep.critics(tmp_path, 2))
+
+    values = found()  # the least of Q_r, the greatest of Q_c
+    assert values["promised_r"] == 7 and values["promised_c"] == 0.5
+    assert values["got_c"] == pytest.approx(0.8**2)
+    assert values["got_r"] == pytest.approx(20 * (1 + 0.9 + 0.81))
+    values = found(algo="rcpo-sacv2")  # less nu Q_c at every step
+    assert values["got_r"] == pytest.approx((20 - 4 * 0.5) * (1 + 0.9 + 0.81))
+    sys.modules["known_env"].Known.violates = False  # truncated at step 5: the critics' own value of the end
+    values = found()
+    assert values["got_c"] == pytest.approx(0.8**5 * 0.5)
+    assert values["got_r"] == pytest.approx(20 * (1 - 0.9**5) / 0.1 + 0.9**5 * 7)
+
+
+def test_interquartile_means_and_their_intervals():
+    assert figures.interquartile_mean([9.0, 0.0, 2.0, 4.0]) == 3.0
+    assert figures.interquartile_mean([0.0, 1.0, 5.0]) == 2.0
+    drawn = np.random.default_rng(1).normal(size=(100, 3))
+    low, high = figures.bootstrap(drawn)
+    assert (low < drawn.mean(0) + 0.1).all() and (high > drawn.mean(0) - 0.1).all()
+    assert ((high - low > 0.2) & (high - low < 0.7)).all()  # some 4 x 1.2 / sqrt(100)
+
+
+def curve(end, points=20):
+    return np.stack([np.linspace(500, 10_000, points), np.linspace(0, end, points)], 1)
+
+
+def test_what_the_claims_compare():
+    """Fewer is every seed fewer; ranges that overlap are alike."""
+    ends = {"meta-sac-lag": (3, 5), "meta-sac-lag-nonlinear": (5, 9), "sacv2-lag": (6, 7), "rcpo-sacv2": (1, 2)}
+    runs = {}
+    for algo, values in {**ends, "rcpo-metasac": (4, 4)}.items():
+        names = ("charts/violations_total", "charts/violation", "charts/episodic_return", "meta/alpha", "episodes")
+        runs["Task", algo] = {seed: dict.fromkeys(names, curve(end)) for seed, end in enumerate(values)}
+        for curves in runs["Task", algo].values():
+            curves["meta/epsilon"] = np.array([(500.0, 1.0), (1000.0, 0.5), (1500.0, 0.48), (2000.0, 0.51)])
+    table = figures.claims_table(runs)
+    assert "| (a) violations, whole run | fewer than SACv2-Lag; like RCPO-MetaSAC; more than RCPO-SACv2 |" in table
+    assert "| (b) α at the end, Eq. 14 | lower than SACv2-Lag |" in table
+    assert "| (b) α at the end, Eq. 16 | like SACv2-Lag |" in table
+    assert "Eq. 14 | 0.51 (1,000), 0.51 (1,000) |" in table
+    assert "| (d) Eq. 14: return, end | like Eq. 16 |" in table
+
+
+def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path):
+    pytest.importorskip("matplotlib")
+    header = "suite,env,algo,seed,step,metric,value\n"
+    for env_id in list(figures.SETTINGS)[:3]:
+        for seed in (1, 2):
+            rows = []
+            for step in (100, 200, 1000):
+                for arm in ("charts", "twin", "fake", "eval"):
+                    for name in ("jerk", "acceleration", "success", "violation"):
+                        rows.append(f"fig3,{env_id},meta-sac-lag,{seed},{step},{arm}/{name},{seed * step / 4000}")
+                rows.append(f"fig3,{env_id},meta-sac-lag,{seed},{step},episodes,2")
+            (tmp_path / f"{env_id}__meta-sac-lag__{seed}.csv").write_text(header + "\n".join(rows) + "\n")
+    for algo in sweep.GRID:
+        epsilon, nu = map(float, algo.split("@")[1].split(","))
+        names = ("charts/violations_total", "charts/episodic_return", "charts/violation")
+        rows = [f'robust,CarCircle2,"{algo}",1,{step},{name},{nu + epsilon}' for name in names for step in (1, 2)]
+        rows += [f'robust,CarCircle2,"{algo}",1,{step},episodes,1' for step in (1, 2)]
+        (tmp_path / f"CarCircle2__{algo}__1.csv").write_text(header + "\n".join(rows) + "\n")
+    figures.main(folders=(tmp_path,))
+    assert {path.name for path in tmp_path.glob("*.png")} == {"figure_3.png", "robustness.png"}
+    epsilons, nus, values = figures.grid(figures.read(tmp_path), "sacv2-lag", figures.ROBUSTNESS["return, end"])
+    assert epsilons == [0.1, 0.5, 1.0] and nus == [10, 100, 1000]
+    np.testing.assert_allclose(values, np.add.outer(epsilons, nus))
 
 
 @pytest.mark.slow
