@@ -180,7 +180,7 @@ def figure_3(runs, path):
         ax.set_ylim(bottom=0)
         ax.set_xlabel("thousand steps (dashed: in the twin, dotted: rehearsal arm)")
     for ax in axes[2:]:
-        ax.set_ylim(-0.03, 1.03)
+        ax.set(xlim=(-0.6, 3.6), ylim=(-0.03, 1.03))
         ax.set_xticks(range(len(SETTINGS)), [label[:2] for label in SETTINGS.values()])
         ax.set_xlabel("its simulation; // twin; .. rehearsal arm (no coffee)")
     axes[0].legend(fontsize=7)
@@ -206,7 +206,7 @@ def figure_robustness(runs, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(2, 2, figsize=(8.4, 6.4), squeeze=False)
+    fig, axes = plt.subplots(len(ROBUSTNESS), 2, figsize=(8.4, 3.2 * len(ROBUSTNESS)))
     for row, (title, curve) in zip(axes, ROBUSTNESS.items()):
         grids = [grid(runs, algo, curve) for algo in ("meta-sac-lag", "sacv2-lag")]
         low, high = (f([f(values) for *_, values in grids]) for f in (np.nanmin, np.nanmax))
@@ -215,7 +215,7 @@ def figure_robustness(runs, path):
             ax.imshow(values, vmin=low, vmax=high, cmap=colors, origin="lower", aspect="auto")
             for (i, j), value in np.ndenumerate(values):
                 light = (value - low) / max(high - low, 1e-9) > 0.5
-                ax.text(j, i, f"{value:.2g}", ha="center", color="k" if light == (colors == "viridis") else "w")
+                ax.text(j, i, f"{value:.3g}", ha="center", color="k" if light == (colors == "viridis") else "w")
             ax.set_xticks(range(len(nus)), [f"{nu:g}" for nu in nus])
             ax.set_yticks(range(len(epsilons)), [f"{epsilon:g}" for epsilon in epsilons])
             ax.set(title=f"{title}: {algo}", xlabel="ν_0", ylabel="ε_0")
@@ -234,7 +234,7 @@ MEASURES = {
     "Q_c promises": lambda c: c["critics/promised_c"][-1, 1],
     "π gets": lambda c: c["critics/got_c"][-1, 1],
 }
-ROBUSTNESS = {name: MEASURES[name] for name in ("violations, whole run", "return, end")}
+ROBUSTNESS = {name: MEASURES[name] for name in ("violations, whole run", "violation rate, end", "return, end")}
 
 
 def spread(values):
