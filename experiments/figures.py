@@ -284,11 +284,17 @@ def claims_table(runs):
         "(c) the same, Eq. 16": lambda e: ends(e, nonlinear),
         "(d) Eq. 14: violations, whole run": lambda e: compare(e, meta, [nonlinear], "violations, whole run", *fewer),
         "(d) Eq. 14: return, end": lambda e: compare(e, meta, [nonlinear], "return, end", *lower),
+        "RCPO-SACv2's E[Q̂] at the end (-ν)": lambda e: worth(e, "rcpo-sacv2"),
+        "RCPO-MetaSAC's": lambda e: worth(e, "rcpo-metasac"),
     }
 
     def ends(env_id, algo):
         found = [settles(curves) for curves in runs[env_id, algo].values()]
         return ", ".join(f"{epsilon:.2f} ({step:,.0f})" for step, epsilon in found)
+
+    def worth(env_id, algo):  # to go on; to violate at once is worth about -nu
+        found = [(curves["values/qr"][-1, 1], -curves["meta/nu"][-1, 1]) for curves in runs[env_id, algo].values()]
+        return ", ".join(f"{q:.0f} ({now:.0f})" for q, now in found)
 
     env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
     lines = [f"| Meta SAC-Lag has ... | {' | '.join(env_ids)} |", "|---" * (len(env_ids) + 1) + "|"]

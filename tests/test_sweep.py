@@ -174,8 +174,8 @@ def test_what_the_claims_compare():
     ends = {"meta-sac-lag": (3, 5), "meta-sac-lag-nonlinear": (5, 9), "sacv2-lag": (6, 7), "rcpo-sacv2": (1, 2)}
     runs = {}
     for algo, values in {**ends, "rcpo-metasac": (4, 4)}.items():
-        names = ("charts/violations_total", "charts/violation", "charts/episodic_return", "meta/alpha", "episodes")
-        runs["Task", algo] = {seed: dict.fromkeys(names, curve(end)) for seed, end in enumerate(values)}
+        names = "charts/violations_total charts/violation charts/episodic_return episodes meta/alpha meta/nu values/qr"
+        runs["Task", algo] = {seed: dict.fromkeys(names.split(), curve(end)) for seed, end in enumerate(values)}
         for curves in runs["Task", algo].values():
             curves["meta/epsilon"] = np.array([(500.0, 1.0), (1000.0, 0.5), (1500.0, 0.48), (2000.0, 0.51)])
     table = figures.claims_table(runs)
@@ -184,6 +184,7 @@ def test_what_the_claims_compare():
     assert "| (b) α at the end, Eq. 16 | like SACv2-Lag |" in table
     assert "Eq. 14 | 0.51 (1,000), 0.51 (1,000) |" in table
     assert "| (d) Eq. 14: return, end | like Eq. 16 |" in table
+    assert "| RCPO-SACv2's E[Q̂] at the end (-ν) | 1 (-1), 2 (-2) |" in table
 
 
 def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path):
