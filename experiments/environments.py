@@ -8,6 +8,7 @@
                                                                    # (pip install stable-baselines3==2.3.2)
 """
 
+import csv
 import os
 import sys
 import time
@@ -67,23 +68,39 @@ def speed(rounds=5):
 
 
 def random(episodes=100):
-    print("| id | violating episodes | first violation, median step | kinds |\n|---|---|---|---|")
+    """Prints a table, and writes random.csv, which experiments/figures.py shows beside the trained policies."""
+    print("| id | violating episodes | first violation, median step | kinds | return | length |\n" + "|---" * 6 + "|")
+    rows = []
     for env_id in IDS:
-        env, first, kinds = make(env_id), [], {}
+        env, first, kinds, returns, lengths, successes = make(env_id), [], {}, [], [], 0
         env.action_space.seed(0)
         for k in range(episodes):
             env.reset(seed=k)
+            total = 0.0
             for step in range(1, 10**6):
-                _, _, terminated, truncated, info = env.step(env.action_space.sample())
+                _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+                total += reward
                 if terminated or truncated:
                     break
+            returns.append(total)
+            lengths.append(step)
             if info["cost"]:
                 first.append(step)
+            successes += bool(info.get("is_success", 0)) and not info["cost"]
             for key in info:
                 if key.startswith("cost_"):
                     kinds[key] = kinds.get(key, 0) + int(info[key])
-        print(f"| {env_id} | {len(first) / episodes:.2f} | {np.median(first):.0f} | {kinds} |")
+        print(f"| {env_id} | {len(first) / episodes:.2f} | {np.median(first):.0f} | {kinds} | {np.mean(returns):.3g} "
+              f"| {np.mean(lengths):.3g} |")  # fmt: skip
+        for key, value in (("violation", len(first) / episodes), ("episodic_return", np.mean(returns)),
+                           ("episodic_length", np.mean(lengths)), ("success", successes / episodes)):  # fmt: skip
+            rows.append(("fig2", env_id, "random", 0, 0, f"eval/{key}", f"{value:.5g}"))
         env.close()
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "fig2_reduced", "random.csv")
+    with open(path, "w", newline="") as file:
+        file.write(f"# command: python experiments/environments.py random\n# episodes: {episodes}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("suite", "env", "algo", "seed", "step", "metric", "value"), *rows])
 
 
 def bang_bang():

@@ -23,6 +23,7 @@ LABELS = {  # in the order of the figures
     "rcpo-sacv2": "RCPO-SACv2",
     "rcpo-metasac": "RCPO-MetaSAC",
 }
+NAMES = {"random": "uniformly random", **LABELS}
 LAST = 0.2  # the share of a run that the table calls its end
 SETTINGS = {  # Table 2
     "PourCoffeeSim1": "#1: distance and roll; spill violates",
@@ -36,24 +37,24 @@ def read(folder):
     """{(environment, algorithm): {seed: {metric: (points, 2) array of step and value}}}"""
     runs = {}
     for path in sorted(Path(folder).glob("*.csv")):
-        curves = {}
         with open(path) as file:
             for row in csv.DictReader(line for line in file if not line.startswith("#")):
+                curves = runs.setdefault((row["env"], row["algo"]), {}).setdefault(int(row["seed"]), {})
                 curves.setdefault(row["metric"], []).append((float(row["step"]), float(row["value"])))
-                run = row["env"], row["algo"], int(row["seed"])
-        env_id, algo, seed = run
-        curves = {metric: np.array(sorted(points)) for metric, points in curves.items()}
-        runs.setdefault((env_id, algo), {})[seed] = curves
+    for of_seeds in runs.values():
+        for seed, curves in of_seeds.items():
+            of_seeds[seed] = {metric: np.array(sorted(points)) for metric, points in curves.items()}
     return dict(sorted(runs.items()))
 
 
 def whole(runs):
-    """The environments that have all five algorithms, with the same seeds."""
+    """Of the environments that have all five algorithms, with the same seeds: these, and the random policy."""
     seeds = {}
     for (env_id, algo), of_seeds in runs.items():
         seeds.setdefault(env_id, {})[algo] = set(of_seeds)
-    env_ids = [env_id for env_id, of in seeds.items() if all(of.get(algo) == of.get("sacv2-lag") for algo in LABELS)]
-    return {pair: of_seeds for pair, of_seeds in runs.items() if pair[0] in env_ids and pair[1] in LABELS}
+    env_ids = [env_id for env_id, of in seeds.items()
+               if LABELS.keys() <= of.keys() and all(of[algo] == of["sacv2-lag"] for algo in LABELS)]  # fmt: skip
+    return {pair: of_seeds for pair, of_seeds in runs.items() if pair[0] in env_ids and pair[1] in NAMES}
 
 
 def per_episode(curves, metric, last=None):
@@ -245,10 +246,12 @@ def spread(values):
 def results_table(runs):
     """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth."""
     lines = [f"| task | algorithm | seeds | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 3) + "|"]
-    for env_id, algo in sorted(runs, key=lambda pair: (pair[0], list(LABELS).index(pair[1]))):
-        of_seeds = runs[env_id, algo]
-        cells = [spread([measure(curves) for curves in of_seeds.values()]) for measure in MEASURES.values()]
-        lines.append(f"| {env_id} | {LABELS[algo]} | {len(of_seeds)} | {' | '.join(cells)} |")
+    for env_id, algo in sorted(runs, key=lambda pair: (pair[0], list(NAMES).index(pair[1]))):
+        of_seeds, cells = list(runs[env_id, algo].values()), []
+        for name, measure in MEASURES.items():  # the random policy is only evaluated
+            shown = algo != "random" or name.startswith("evaluated")
+            cells.append(spread([measure(curves) for curves in of_seeds]) if shown else "")
+        lines.append(f"| {env_id} | {NAMES[algo]} | {len(of_seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
