@@ -251,7 +251,7 @@ def results_table(runs):
         for name, measure in MEASURES.items():  # the random policy is only evaluated
             shown = algo != "random" or name.startswith("evaluated")
             cells.append(spread([measure(curves) for curves in of_seeds]) if shown else "")
-        lines.append(f"| {env_id} | {NAMES[algo]} | {len(of_seeds)} | {' | '.join(cells)} |")
+        lines.append(f"| {env_id} | {NAMES[algo]} | {'' if algo == 'random' else len(of_seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
