@@ -95,14 +95,21 @@ def draw(ax, of_seeds, curve, label, **style):
         ax.plot(steps / 1000, one, color=line.get_color(), linewidth=0.5, alpha=0.6, linestyle=line.get_linestyle())
 
 
-def axes_of(rows, runs):
-    import matplotlib
-
+def pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("error: the figures need matplotlib: pip install -r experiments/requirements.txt")
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot
 
+    return matplotlib.pyplot
+
+
+def axes_of(rows, runs):
     env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
-    fig, axes = plt.subplots(rows, len(env_ids), figsize=(4.2 * len(env_ids), 2.7 * rows), squeeze=False, sharex="col")
+    size = 4.2 * len(env_ids), 2.7 * rows
+    fig, axes = pyplot().subplots(rows, len(env_ids), figsize=size, squeeze=False, sharex="col")
     for env_id, column in zip(env_ids, axes.T):
         column[0].set_title(env_id)
         column[-1].set_xlabel("thousand steps")
@@ -153,12 +160,7 @@ def figure_3(runs, path):
     """Jerk and acceleration while training, and of the policies saved along it, in the twin with noise, delay and
     saturation (dashed) and on the rehearsal's arm (dotted); success and violations of the last ones, there and in their
     own simulation. The rehearsal's arm has no coffee: its success is the mug at the goal and rolled."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, 4, figsize=(18, 4.2))
+    fig, axes = pyplot().subplots(1, 4, figsize=(18, 4.2))
     for i, (env_id, label) in enumerate(SETTINGS.items()):
         if (env_id, "meta-sac-lag") not in runs:
             continue
@@ -202,12 +204,7 @@ def grid(runs, algo, curve):
 
 def figure_robustness(runs, path):
     """What the choice of epsilon_0 and nu_0 does to violations and return, with and without metagradients."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(len(ROBUSTNESS), 2, figsize=(8.4, 3.2 * len(ROBUSTNESS)))
+    fig, axes = pyplot().subplots(len(ROBUSTNESS), 2, figsize=(8.4, 3.2 * len(ROBUSTNESS)))
     for row, (title, curve) in zip(axes, ROBUSTNESS.items()):
         grids = [grid(runs, algo, curve) for algo in ("meta-sac-lag", "sacv2-lag")]
         low, high = (f([f(values) for *_, values in grids]) for f in (np.nanmin, np.nanmax))
@@ -247,11 +244,12 @@ def results_table(runs):
     """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth."""
     lines = [f"| task | algorithm | seeds | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 3) + "|"]
     for env_id, algo in sorted(runs, key=lambda pair: (pair[0], list(NAMES).index(pair[1]))):
-        of_seeds, cells = list(runs[env_id, algo].values()), []
+        of_seeds, trained = list(runs[env_id, algo].values()), algo in LABELS
+        cells = [f"{len(of_seeds)}" * trained]
         for name, measure in MEASURES.items():  # the random policy is only evaluated
-            shown = algo != "random" or name.startswith("evaluated")
+            shown = trained or name.startswith("evaluated")
             cells.append(spread([measure(curves) for curves in of_seeds]) if shown else "")
-        lines.append(f"| {env_id} | {NAMES[algo]} | {'' if algo == 'random' else len(of_seeds)} | {' | '.join(cells)} |")
+        lines.append(f"| {env_id} | {NAMES[algo]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
