@@ -275,6 +275,7 @@ def claims_table(runs):
 
     baselines, meta, nonlinear = ("sacv2-lag", "rcpo-sacv2", "rcpo-metasac"), "meta-sac-lag", "meta-sac-lag-nonlinear"
     fewer, lower = ("fewer than", "more than"), ("lower than", "higher than")
+    norms = ("gradients/reward", "gradients/safety")
     rows = {
         "(a) violations, whole run": lambda e: compare(e, meta, baselines, "violations, whole run", *fewer),
         "(a) violation rate, end": lambda e: compare(e, meta, baselines, "violation rate, end", *lower),
@@ -285,6 +286,10 @@ def claims_table(runs):
         "(c) the same, Eq. 16": lambda e: ends(e, nonlinear),
         "(d) Eq. 14: violations, whole run": lambda e: compare(e, meta, [nonlinear], "violations, whole run", *fewer),
         "(d) Eq. 14: return, end": lambda e: compare(e, meta, [nonlinear], "return, end", *lower),
+        "ν ends at, Eq. 14": lambda e: last(e, meta, "meta/nu"),
+        "the norms of g_r and of ν' g_c end at, Eq. 14": lambda e: last(e, meta, *norms),
+        "the same, SACv2-Lag": lambda e: last(e, "sacv2-lag", *norms),
+        "evaluated: success, best of all runs": lambda e: best(e, "eval/success"),
         "RCPO-SACv2's E[Q̂] at the end (-ν)": lambda e: worth(e, "rcpo-sacv2"),
         "RCPO-MetaSAC's": lambda e: worth(e, "rcpo-metasac"),
     }
@@ -293,12 +298,20 @@ def claims_table(runs):
         found = [settles(curves) for curves in runs[env_id, algo].values()]
         return ", ".join(f"{epsilon:.2f} ({step:,.0f})" for step, epsilon in found)
 
+    def last(env_id, algo, *metrics):
+        found = [[curves[metric][-1, 1] for metric in metrics] for curves in runs[env_id, algo].values()]
+        return ", ".join(" / ".join(f"{value:.2g}" for value in values) for values in found)
+
+    def best(env_id, metric):
+        found = [curves[metric][-1, 1] for algo in LABELS for curves in runs[env_id, algo].values() if metric in curves]
+        return f"{max(found):.2f}" if found else "none is defined"
+
     def worth(env_id, algo):  # to go on; to violate at once is worth about -nu
         found = [(curves["values/qr"][-1, 1], -curves["meta/nu"][-1, 1]) for curves in runs[env_id, algo].values()]
         return ", ".join(f"{q:.0f} ({now:.0f})" for q, now in found)
 
     env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
-    lines = [f"| Meta SAC-Lag has ... | {' | '.join(env_ids)} |", "|---" * (len(env_ids) + 1) + "|"]
+    lines = [f"| Meta SAC-Lag's seeds | {' | '.join(env_ids)} |", "|---" * (len(env_ids) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | {' | '.join(map(row, env_ids))} |" for name, row in rows.items()])
 
 

@@ -175,7 +175,8 @@ def test_what_the_claims_compare():
     runs = {}
     for algo, values in {**ends, "rcpo-metasac": (4, 4)}.items():
         names = "charts/violations_total charts/violation charts/episodic_return episodes meta/alpha meta/nu values/qr"
-        runs["Task", algo] = {seed: dict.fromkeys(names.split(), curve(end)) for seed, end in enumerate(values)}
+        names = [*names.split(), "gradients/reward", "gradients/safety"]
+        runs["Task", algo] = {seed: dict.fromkeys(names, curve(end)) for seed, end in enumerate(values)}
         for curves in runs["Task", algo].values():
             curves["meta/epsilon"] = np.array([(500.0, 1.0), (1000.0, 0.5), (1500.0, 0.48), (2000.0, 0.51)])
     table = figures.claims_table(runs)
@@ -184,6 +185,8 @@ def test_what_the_claims_compare():
     assert "| (b) α at the end, Eq. 16 | like SACv2-Lag |" in table
     assert "Eq. 14 | 0.51 (1,000), 0.51 (1,000) |" in table
     assert "| (d) Eq. 14: return, end | like Eq. 16 |" in table
+    assert "| the norms of g_r and of ν' g_c end at, Eq. 14 | 3 / 3, 5 / 5 |" in table
+    assert "| evaluated: success, best of all runs | none is defined |" in table
     assert "| RCPO-SACv2's E[Q̂] at the end (-ν) | 1 (-1), 2 (-2) |" in table
 
 
