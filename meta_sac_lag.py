@@ -839,7 +839,7 @@ if __name__ == "__main__":
                         D_g_c = g_c * (phi_square + 1e-12).rsqrt()
                         metrics |= {
                             "gradients/reward": g_r.norm(), "gradients/entropy": alpha * g_h.norm(),
-                            "gradients/safety": nu_new * g_c.norm(),
+                            "gradients/safety": (nu_new * g_c).norm(),
                             "gradients/cosine": F.cosine_similarity(g_r, g_c, dim=0),
                             "meta/nu_star": (g_r @ D_g_c) / (g_c @ D_g_c).clamp(min=1e-30),
                         }

@@ -300,7 +300,7 @@ def claims_table(runs):
 
     def last(env_id, algo, *metrics):
         found = [[curves[metric][-1, 1] for metric in metrics] for curves in runs[env_id, algo].values()]
-        return ", ".join(" / ".join(f"{value:.2g}" for value in values) for values in found)
+        return ", ".join(" / ".join(f"{abs(value):.2g}" for value in values) for values in found)
 
     def best(env_id, metric):
         found = [curves[metric][-1, 1] for algo in LABELS for curves in runs[env_id, algo].values() if metric in curves]
