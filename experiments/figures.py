@@ -148,7 +148,7 @@ def figure_threshold(runs, path):
             draw(column[i], of_seeds, lambda c: c["values/qc"].T, "E[Q_c]", **style)
             column[i].set_ylim(-0.03, 1.03)
             draw(column[3], of_seeds, lambda c: c["meta/nu"].T, LABELS[algo], **style)
-            column[i].set_ylabel(LABELS[algo] if column is axes.T[0] else "", fontsize=8)
+            column[i].set_ylabel(LABELS[algo] if env_id == next(iter(columns)) else "", fontsize=8)
             column[i].legend(fontsize=7)
     axes[3, 0].set_ylabel("ν")
     axes[3, 0].legend(fontsize=7)

@@ -58,11 +58,14 @@ GRID = {  # algorithm@epsilon_0,nu_0
     f"{algo}@{epsilon},{nu}": f"{ALGOS[algo]} --epsilon-init {epsilon} --nu-init {nu}"
     for algo, epsilon, nu in itertools.product(("meta-sac-lag", "sacv2-lag"), (0.1, 0.5, 1.0), (10, 100, 1000))
 }
+# RCPO without its penalty: does it learn what it does not learn with it?
+CONTROL = {"rcpo-unpenalised": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0"}
 SUITES = {  # environments, algorithms, seeds
     "smoke": (("CarCircle2", "PourCoffee"), ALGOS, (1,)),
     "fig2": (FIG2, ALGOS, (1, 2, 3)),
     "fig3": (("PourCoffeeSim1", "PourCoffeeSim2", "PourCoffeeSim3", "PourCoffeeSim4"), ("meta-sac-lag",), (1, 2, 3)),
     "robust": (("CarCircle2",), GRID, (1,)),
+    "control": (("PourCoffee",), CONTROL, (1,)),
 }
 POINTS = 100  # of a curve: means over a hundredth of the run
 METRICS = re.compile(
@@ -85,7 +88,7 @@ class Run(NamedTuple):
         return f"{self.env_id}__{self.algo}__{self.seed}"
 
     def command(self, cuda=False, extra=""):
-        script = {**ALGOS, **GRID}[self.algo]
+        script = {**ALGOS, **GRID, **CONTROL}[self.algo]
         flags = f"--env-id {self.env_id} --seed {self.seed} --exp-name {self.algo} {PROTOCOLS[self.protocol]}"
         return f"{script} {flags} {ENV_FLAGS.get(self.env_id, '')} {'' if cuda else '--no-cuda'} {extra}".split()
 
@@ -320,7 +323,7 @@ def duration(seconds):
 
 
 def main(
-    suite: Literal["smoke", "fig2", "fig3", "robust"],
+    suite: Literal["smoke", "fig2", "fig3", "robust", "control"],
     protocol: Literal["full", "reduced", "tiny"] | None = None,
     env_ids: tuple[str, ...] = (),
     algos: tuple[str, ...] = (),
@@ -335,7 +338,8 @@ def main(
 
     Args:
         suite: fig2: the five algorithms on six environments; fig3: Pour Coffee's four reward and penalty settings, then
-            the policies saved along training on the simulated arm; robust: a grid of epsilon_0 and nu_0; smoke: minutes
+            the policies saved along training on the simulated arm; robust: a grid of epsilon_0 and nu_0; smoke: minutes;
+            control: RCPO with nu = 0
         protocol: full: the scripts' defaults; reduced: 50,000 steps, width and batch 128; None: reduced, smoke: tiny
         env_ids: only these of the suite's environments
         algos: only these of its algorithms
