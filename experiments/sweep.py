@@ -338,8 +338,8 @@ def main(
 
     Args:
         suite: fig2: the five algorithms on six environments; fig3: Pour Coffee's four reward and penalty settings, then
-            the policies saved along training on the simulated arm; robust: a grid of epsilon_0 and nu_0; smoke: minutes;
-            control: RCPO with nu = 0
+            the policies saved along training in the twin and on the simulated arm; robust: a grid of epsilon_0 and
+            nu_0; control: RCPO with nu = 0; smoke: minutes
         protocol: full: the scripts' defaults; reduced: 50,000 steps, width and batch 128; None: reduced, smoke: tiny
         env_ids: only these of the suite's environments
         algos: only these of its algorithms
