@@ -767,7 +767,8 @@ def arm(tmp_path):
 
 
 LEARNER = """
-import sys, time, numpy as np, kinova_real
+import signal, sys, time, numpy as np, kinova_real
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has children ignore
 class Person:
     key = True
     confirm = lambda self, text: None
@@ -796,15 +797,6 @@ def learner(tmp_path, arm, how):
     return process, guard
 
 
-def longest_stall(seconds):
-    """Sleeps, and tells for how long at most this process did not come to run: on a shared machine all may wait."""
-    longest, last, until = 0.0, time.monotonic(), time.monotonic() + seconds
-    while last < until:
-        time.sleep(0.005)
-        longest, last = max(longest, time.monotonic() - last - 0.005), time.monotonic()
-    return longest
-
-
 @pytest.mark.parametrize("how", ["hang", "gil", "raise", "SIGKILL", "SIGSTOP", "SIGINT", "SIGTERM", "SIGHUP"])
 def test_whatever_becomes_of_the_learner_the_arm_is_at_rest_within_half_a_second(tmp_path, arm, how):
     process, _ = learner(tmp_path, arm, how)
@@ -812,12 +804,12 @@ def test_whatever_becomes_of_the_learner_the_arm_is_at_rest_within_half_a_second
     if how.startswith("SIG"):
         assert arm.world.speed > 0.1
         os.kill(process.pid, getattr(signal, how))
-    stalled = longest_stall(1.5)
+    time.sleep(1.5)
     motion = arm.world.samples(since - 0.2)
     assert max(np.linalg.norm(s.velocity) for s in motion) > 0.1  # it did move
     moving = [s.time - since for s in motion if np.linalg.norm(s.velocity) > 1e-3]
-    print(f"{how}: at rest after {max(moving):.3f} s; the machine stood still for {stalled:.3f} s")
-    assert max(moving) < 0.5 + stalled and arm.world.speed == 0
+    print(f"{how}: at rest after {max(moving):.3f} s")
+    assert max(moving) < 0.5 and arm.world.speed == 0
     assert [c.method for c in arm.world.calls if c.method in ("Stop", "SendTwistCommand")][-1] == "Stop"
     process.kill()
     process.wait()

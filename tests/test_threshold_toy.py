@@ -24,7 +24,7 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.mean, self.x = (torch.nn.Parameter(torch.zeros(())) for _ in range(2))
 
-    def forward(self, obs):
+    def forward(self, obs, log_pi=True):
         action, log_pi, action_det = toy.policy(self.mean[None], self.x[None])
         return action.T, log_pi[0], action_det.T
 
@@ -38,6 +38,9 @@ class Exact(torch.nn.Module):
 
     def forward(self, obs, action):
         return self.value(action).squeeze(-1).expand(2, -1) + 0 * self.unused
+
+    def tangent(self, obs, action):  # not piecewise linear: itself
+        return self(obs, action)[0]
 
 
 def run_block(setting, updates):
