@@ -138,7 +138,7 @@ class TwinCritic(nn.Module):
         self.activation, self.probability = nn.ReLU(inplace=True), probability
 
     def forward(self, obs, action, logits=False):
-        """obs (batch, obs_dim), action (batch, action_dim) in [-1, 1] -> both values (2, batch)"""
+        """obs (batch, obs_dim), action (batch, action_dim) in [-1, 1] -> both values (2, batch), logits: unsquashed"""
         x = torch.baddbmm(self.bias_1, obs.expand(2, -1, -1), self.weight_obs)
         x = self.activation(torch.baddbmm(x, action.expand(2, -1, -1), self.weight_action))
         x = self.activation(torch.baddbmm(self.bias_2, x, self.weight_2))
@@ -774,7 +774,7 @@ if __name__ == "__main__":
 
                 # Alg. 1, line 18 (Eqs. 13-14, or 16): epsilon' = epsilon + beta_epsilon dJ_epsilon/depsilon, through
                 # phi' and nu'; J_epsilon's own nu' is a detached copy (Section 4.3). Eq. 13 prints ascent; whether it
-                # is meant is open (README).
+                # is meant is open (README). The critics by their tangents: line 19's Hessian then has the policy alone.
                 of_epsilon = args.epsilon_lr, args.rmsprop_decay, 1e-20
                 phi_new.requires_grad_()
                 action_new, _, _ = functional_call(actor, unflat(phi_new, phi), B_new.obs, {"log_pi": False})

@@ -22,7 +22,7 @@ def test_the_text_that_both_scripts_share():
     start, end = (next(i for i, line in enumerate(method) if mark in line) for mark in ("class Actor", "__main__"))
     here = "\n".join(line for line in method[start:end] if line not in baselines)
     before, tangent = here.split("    def tangent")  # which only the metagradients need
-    assert before.count("\n") <= 2 and tangent.count("\n") <= 16, here  # logits; a docstring's line, the table's shape
+    assert before.count("\n") <= 3 and tangent.count("\n") <= 16, here  # logits; a docstring's line, the table's shape
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
