@@ -65,7 +65,7 @@ SUITES = {  # environments, algorithms, seeds
     "fig2": (FIG2, ALGOS, (1, 2, 3)),
     "fig3": (("PourCoffeeSim1", "PourCoffeeSim2", "PourCoffeeSim3", "PourCoffeeSim4"), ("meta-sac-lag",), (1, 2, 3)),
     "robust": (("CarCircle2",), GRID, (1,)),
-    "control": (("PourCoffee",), CONTROL, (1,)),
+    "control": (("CarCircle2", "PourCoffee"), CONTROL, (1,)),
 }
 POINTS = 100  # of a curve: means over a hundredth of the run
 METRICS = re.compile(

@@ -219,6 +219,20 @@ def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path):
 
 
 @pytest.mark.slow
+def test_every_saved_policy_is_deployed(tmp_path):
+    """Of fig3: each in the twin and on the rehearsal's arm, which has been taught its goal first."""
+    run = sweep.Run("fig3", "tiny", "PourCoffeeSim2", "meta-sac-lag", 1)
+    assert sweep.work(run, tmp_path, False, {}) is None
+    rows = rows_of(tmp_path / f"{run.name}.csv")
+    (run_dir,) = (tmp_path / run.name).glob("runs/*")
+    saved = {path.stem.split("_")[1] for path in run_dir.glob("policy_*.pt")}
+    assert len(saved) >= 3 and "1500" in saved
+    for metric in ("twin/jerk", "twin/violation", "fake/jerk", "fake/success"):
+        assert {row["step"] for row in rows if row["metric"] == metric} == saved
+    assert {row["step"] for row in rows if row["metric"] == "eval/success"} == {"1500"}
+
+
+@pytest.mark.slow
 def test_two_nodes_one_killed_in_the_middle(tmp_path):
     """Nothing lost, nothing twice: Ray starts the lost runs again on the other node, from their checkpoints."""
     pytest.importorskip("ray")
