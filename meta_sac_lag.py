@@ -10,6 +10,7 @@
 # is decided in README.md, "Paper / ours / why". The environment contract: Gymnasium's five-tuple, and info["cost"] at
 # every step (a violation is cost > 0).
 import atexit
+import importlib
 import itertools
 import json
 import math
@@ -56,7 +57,7 @@ class Args:
     seed: int = 1  # seed of the environment's episodes, the networks, the exploration and the batches
     torch_deterministic: bool = True  # whether cuDNN is held to deterministic algorithms
     cuda: bool = True  # whether to train on the GPU where there is one
-    track: bool = False  # whether to log to Weights & Biases too (pip install wandb)
+    track: bool = False  # whether to log to Weights & Biases too (pip install wandb); no videos
     wandb_project_name: str = "meta-sac-lag"  # the Weights & Biases project
     wandb_entity: str | None = None  # the Weights & Biases entity (team)
     capture_video: bool = False  # whether to record videos, of some training episodes and of every evaluation
@@ -255,7 +256,7 @@ class Contract(gym.Wrapper):
 
     def __init__(self, env, env_id):
         super().__init__(env)
-        self.env_id, self.box, self.noted = env_id, env.action_space, False
+        self.env_id, self.box, self.noted, self.kinds = env_id, env.action_space, False, {}
         self.action_space = gym.spaces.Box(-1, 1, self.box.shape, np.float32)
 
     def reset(self, *, seed=None, options=None):
@@ -298,9 +299,11 @@ class Contract(gym.Wrapper):
             values.extend([float(info[key])] if key in info else [])
         if terminated or truncated:
             self.statistics["violation"] = info["cost"]
-            self.statistics |= {key: float(info[key] > 0) for key in info if key.startswith("cost_")}
+            kinds = {key: float(info[key] > 0) for key in info if key.startswith("cost_")}
             if "is_success" in info:  # at the last step, and no step violated
-                self.statistics["success"] = float(info["is_success"]) * (1 - info["cost"])
+                kinds["success"] = float(info["is_success"]) * (1 - info["cost"])
+            self.statistics |= self.kinds | kinds
+            self.kinds |= dict.fromkeys(kinds, 0.0)  # for an environment that tells only what happened
             self.statistics |= {key: float(np.mean(values)) for key, values in self.means.items() if values}
             info["episode"] = self.statistics
         return obs, reward, terminated, truncated, info
@@ -380,8 +383,10 @@ def evaluate(policy, folder, seed, episodes, device, video, **robot):
                 action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device)[None])[2][0].cpu().numpy()
                 obs, _, terminated, truncated, info = env.step(action)
                 done = terminated or truncated
+            before = len(results.get("violation", []))
             for key, value in info.get("episode", {}).items():
-                results.setdefault(key, []).append(value)
+                untold = [0.0] * before if key.startswith(("cost_", "success")) else []
+                results.setdefault(key, untold).append(value)
     env.close()
     mean, std = ({key: float(f(values)) for key, values in results.items()} for f in (np.mean, np.std))
     facts = dict(env_id=policy["env_id"], step=policy["step"], seed=seed) | robot
@@ -473,7 +478,7 @@ if __name__ == "__main__":
         if args.total_timesteps <= checkpoint["step"]:
             fail(f"{run_dir} has {checkpoint['step']} steps; a larger --total-timesteps takes it further")
         may_change = {"total_timesteps", "checkpoint_every", "eval_every", "episodes", "hidden_size", "resume"}
-        may_change |= {"real_robot", "robot_ip", "spill_scale"}
+        may_change |= {"real_robot", "robot_ip", "spill_scale", "capture_video", "track"}
         for name in checkpoint["args"].keys() - may_change:
             if getattr(args, name) != checkpoint["args"][name]:
                 flag = f"--{name.replace('_', '-')}"
@@ -496,6 +501,14 @@ if __name__ == "__main__":
             if not holds(getattr(args, name)):
                 fail(f"--{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
 
+    for flag, package in (("track", "wandb"), ("capture_video", "moviepy")):
+        try:
+            if getattr(args, flag):
+                importlib.import_module(package)
+        except ImportError:
+            fail(f"--{flag.replace('_', '-')} needs {package}: pip install {package}")
+    if not args.real_robot and (args.robot_ip != Args.robot_ip or args.spill_scale):
+        print("note: --robot-ip and --spill-scale do nothing without --real-robot")
     robot = dict(robot_ip=args.robot_ip, scale=args.spill_scale) if args.real_robot else {}
     if robot and (args.capture_video or args.eval_every):
         fail("--real-robot goes with neither --capture-video nor --eval-every; --evaluate runs a policy on the arm")
@@ -514,6 +527,8 @@ if __name__ == "__main__":
                 fail(f"there is no policy_*.pt in {path}")
             path = os.path.join(path, f"policy_{max(steps)}.pt")
         policy, folder = load(path), os.path.dirname(path) or "."
+        if args.env_id not in (Args.env_id, policy["env_id"]):
+            print(f"note: --env-id {args.env_id} is not taken, the policy is evaluated on its own")
         if robot and "PourCoffee" not in policy["env_id"]:
             fail(f"--real-robot is for Pour Coffee's policies, but {path} is of {policy['env_id']}")
         results = evaluate(policy, folder, args.seed, args.episodes, device, args.capture_video, **robot)
@@ -530,9 +545,12 @@ if __name__ == "__main__":
     if robot:
         if args.env_id not in ("PourCoffee", "PourCoffeeSim1", "kinova_real:PourCoffeeTwin"):
             fail(f"--real-robot trains Table 2's row Real, as --env-id PourCoffee does, but this is {args.env_id}")
-        if not checkpoint:  # each reset is a person's work
-            args.initial_states, args.learning_starts = 1, min(args.learning_starts, 500)
-            print(f"note: on the arm --initial-states is 1, and --learning-starts {args.learning_starts}")
+        # Each reset is a person's work, and what is lost there cannot be done again
+        args.initial_states = args.initial_states if checkpoint else 1
+        args.learning_starts = min(args.learning_starts, 500)
+        args.checkpoint_every = min(args.checkpoint_every or 100, 100)
+        facts = f"--learning-starts {args.learning_starts}, --checkpoint-every {args.checkpoint_every}"
+        print(f"note: on the arm --initial-states is {args.initial_states}, {facts}")
     # The environment comes before the run folder, so that an unusable id leaves none behind.
     env = make_env(args.env_id, args.capture_video, **robot)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
@@ -540,12 +558,6 @@ if __name__ == "__main__":
         check_fit(checkpoint, run_dir, env, args.hidden_size)
     sizes = dict(obs_dim=obs_dim, action_dim=action_dim, hidden_size=args.hidden_size)
     action_low, action_high = torch.as_tensor(env.box.low), torch.as_tensor(env.box.high)
-
-    if args.track:
-        try:
-            import wandb
-        except ImportError:
-            fail("--track needs Weights & Biases: pip install wandb")
 
     if not checkpoint or parent:  # the run folder, never one that exists
         run_name = f"{args.env_id}{arm}__{args.exp_name}__{args.seed}__{int(time.time())}"
@@ -560,6 +572,8 @@ if __name__ == "__main__":
                 fail(f"cannot make the run folder {run_dir}: {error.strerror}")
         lock(run_dir)
     if args.track:
+        import wandb
+
         wandb.init(
             project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir),
             config=vars(args), sync_tensorboard=True, save_code=True, id=os.path.basename(run_dir), resume="allow",
@@ -601,7 +615,10 @@ if __name__ == "__main__":
     # Alg. 1, line 1: the buffers. D_s keeps the reward too, though only the safety critic reads it.
     fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
     capacity = min(args.buffer_size, args.total_timesteps)
-    D, D_s = (ReplayBuffer(capacity, rng, device, **fields) for _ in range(2))
+    try:
+        D, D_s = (ReplayBuffer(capacity, rng, device, **fields) for _ in range(2))
+    except MemoryError:
+        fail(f"the memory has no room for --buffer-size {args.buffer_size}")
     D_0 = ReplayBuffer(max(10_000, args.initial_states), rng, device, obs=(obs_dim,))
 
     global_step, checkpoint_step, episode, violations_total = 0, None, 0, 0
@@ -852,7 +869,8 @@ if __name__ == "__main__":
                 charts = {"violation_rate": np.mean(recent_violations), "violations_total": violations_total}
                 charts |= info["episode"]
                 if "success" in charts:
-                    recent_successes = [*recent_successes, charts.pop("success")][-100:]
+                    untold = [0.0] * (len(recent_violations) - 1)  # before an environment's first word of it
+                    recent_successes = [*(recent_successes or untold), charts.pop("success")][-100:]
                     charts["success_rate"] = np.mean(recent_successes)
                 log({f"charts/{key}": value for key, value in charts.items()})
                 bar.set_postfix_str(

@@ -39,6 +39,15 @@ class MyEnv(gym.Env):
         return np.array([self.position, self.steps / 20], np.float32)
 
 
+class TellsWhatHappened(gym.Wrapper):
+    """Mentions success and the kind of a violation only where there is one."""
+
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        told = {"is_success": info.pop("is_success"), "cost_outside": info["cost"]}
+        return *rest, info | {key: value for key, value in told.items() if value}
+
+
 class GlobalRandom(gym.Wrapper):
     """Somebody's environment that draws from the global generators of Python and NumPy."""
 
@@ -107,6 +116,7 @@ gym.register("Awkward-v0", entry_point=MyEnv, kwargs={"action_space": AWKWARD})
 gym.register("InfraFailure-v0", entry_point=MyEnv, kwargs={"infra_failure_at": 15})
 gym.register("Dict-v0", entry_point=DictEnv)
 gym.register("Sequence-v0", entry_point=SequenceEnv)
+gym.register("TellsWhatHappened-v0", entry_point=lambda: TellsWhatHappened(MyEnv()))
 gym.register("GlobalRandom-v0", entry_point=lambda: GlobalRandom(MyEnv()))
 gym.register("Nan-observation-v0", entry_point=lambda: Broken("observation", np.nan, 230))
 gym.register("Nan-reset-v0", entry_point=lambda: Broken("reset", np.nan, 230))

@@ -881,7 +881,7 @@ def test_from_the_twin_to_the_arm(tmp_path, arm):
     """A policy from the twin runs on the arm; --resume goes on there, in a folder of its own, with the twin's data."""
     import torch
 
-    result = run(tmp_path, *TRAIN, "--total-timesteps", 120, "--initial-states", 2)
+    result = run(tmp_path, *TRAIN, "--total-timesteps", 120, "--initial-states", 2, "--learning-starts", 1000)
     assert result.returncode == 0, result.stderr
     (parent,) = tmp_path.glob("runs/*")
     process = start(tmp_path, "--evaluate", parent, "--episodes", 1, *arm.flags)
@@ -898,6 +898,7 @@ def test_from_the_twin_to_the_arm(tmp_path, arm):
     (child,) = set(tmp_path.glob("runs/*")) - {parent}
     assert child.name.startswith("PourCoffee_fake__")
     states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (parent, child)]
+    assert states[1]["args"]["learning_starts"] == 500 and states[1]["args"]["checkpoint_every"] == 100
     D = [state["parts"]["D"] for state in states]
     assert D[1]["added"] == D[0]["added"] + 80 and torch.equal(D[1]["obs"][: D[0]["added"]], D[0]["obs"])
     assert before == {path: path.read_bytes() for path in parent.glob("*.pt")}

@@ -389,6 +389,17 @@ def test_saved_arguments_win(folder, run_here, copied):
     assert [step for step, _ in written["meta/nu"]] == [200, 300, 400, 500, 600]
 
 
+def test_videos_and_tracking_can_be_left_out_later(folder, copied):
+    """For what they need may be missing on the next machine, and neither goes with a robot."""
+    checkpoint = torch.load(copied / "checkpoint.pt", weights_only=True)
+    checkpoint["args"] |= dict(capture_video=True, track=True)
+    save(checkpoint, str(copied / "checkpoint.pt"))
+    further = ("--resume", copied, "--total-timesteps", 500)
+    assert_one_line(run(folder, *further, "--no-track"), "rgb_array")
+    result = run(folder, *further, "--no-track", "--no-capture-video")
+    assert result.returncode == 0 and "note: " not in result.stdout, result.stderr
+
+
 @pytest.mark.parametrize(
     "env_id, words",
     [
@@ -474,6 +485,25 @@ def test_evaluation(folder, copied):
     other = json.loads((copied / "eval_400.json").read_text())
     assert len(other["episodes"]["violation"]) == 3
     assert other["episodes"]["episodic_return"] != own["episodes"]["episodic_return"][:3]
+
+
+def test_an_environment_that_tells_only_what_happened(folder):
+    """Success and kinds of violation count as 0 in the episodes that do not mention them."""
+    run_dir = train(folder, *SHORT, "--env-id", "my_env:TellsWhatHappened-v0", "--total-timesteps", 600)
+    assert run(folder, "--evaluate", run_dir, "--episodes", 30, "--seed", 2).returncode == 0
+    episodes = json.loads((run_dir / "eval_600.json").read_text())["episodes"]
+    assert episodes["cost_outside"] == episodes["violation"] and 0 < sum(episodes["violation"]) < 30
+    assert len(episodes["success"]) == 30 and 0 < sum(episodes["success"]) < 30
+    written = scalars(run_dir)
+    (first, rate), *_ = written["charts/success_rate"]
+    before = sum(step <= first for step, _ in written["charts/violation"])
+    assert before > 1 and rate * before in (0, pytest.approx(1))
+
+
+def test_notes_on_flags_that_do_nothing(folder, copied):
+    result = run(folder, "--evaluate", copied, "--env-id", "Pendulum-v1", "--robot-ip", "10.0.0.1")
+    notes = [line for line in result.stdout.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2 and "--robot-ip" in notes[0] and "--env-id Pendulum-v1 is not taken" in notes[1]
 
 
 def test_evaluation_leaves_the_training_alone(folder):

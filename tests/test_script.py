@@ -256,6 +256,7 @@ def test_two_runs_in_the_same_second(folder, train_here, monkeypatch):
         ("--checkpoint-every -1", ["--checkpoint-every"]),
         ("--eval-every -1", ["--eval-every"]),
         ("--episodes 0", ["--episodes"]),
+        ("--buffer-size 1000000000000000 --total-timesteps 1000000000000000", ["memory", "--buffer-size"]),
     ],
 )
 def test_bad_input(run_here, flags, words):
@@ -275,10 +276,11 @@ def test_a_file_where_the_run_folder_should_be(folder):
     assert (folder / "runs").read_text() == "mine"
 
 
-def test_track_without_wandb(folder):
-    (folder / "wandb.py").write_text("raise ImportError")
-    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, "--track", PYTHONPATH=str(folder))
-    assert_one_line(result, "pip install wandb")
+@pytest.mark.parametrize("flag, package", [("--track", "wandb"), ("--capture-video", "moviepy")])
+def test_without_an_optional_package(folder, flag, package):
+    (folder / f"{package}.py").write_text("raise ImportError")
+    result = run(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, flag, PYTHONPATH=str(folder))
+    assert_one_line(result, f"pip install {package}")
     assert not (folder / "runs").exists()
 
 
