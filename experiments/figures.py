@@ -4,8 +4,9 @@
     python experiments/figures.py --table               # the tables, as Markdown
     python experiments/figures.py --folders my_sweep    # of this one
 
-An environment is shown once all algorithms have it, with the same seeds. Thick: mean over seeds; thin: each seed. From
-five seeds on: their interquartile mean, and its 95 % bootstrap interval.
+An environment is shown once all algorithms have it, with the same seeds. Thick: mean over seeds (of alpha: the geometric
+one); thin: each seed; epsilon only by seed, since a mean of 0 and 1 is no run's. From five seeds on: their interquartile
+mean, and its 95 % bootstrap interval. Curves of episodes are means over 5 % of the run to either side.
 """
 
 import csv
@@ -69,6 +70,11 @@ def per_episode(curves, metric, last=None):
     return step, np.array([(value * weight)[near].sum() / weight[near].sum() for near in around])
 
 
+def at_end(points, last=LAST):
+    """The mean of the last share of a curve."""
+    return points[points[:, 0] > (1 - last) * points[-1, 0], 1].mean()
+
+
 def interquartile_mean(values):
     """Over the first axis: the mean without a quarter of the values at either end (whole ones, rounded down)."""
     values = np.sort(values, 0)
@@ -83,8 +89,20 @@ def bootstrap(values, times=2000):
     return np.percentile(drawn, (2.5, 97.5), axis=0)
 
 
-def draw(ax, of_seeds, curve, label, **style):
-    curves = [curve(curves) for curves in of_seeds.values()]
+def draw(ax, of_seeds, curve, label, mean=True, **style):
+    """Of the seeds that have the curve."""
+    curves = []
+    for metrics in of_seeds.values():
+        try:
+            curves.append(curve(metrics))
+        except KeyError:
+            pass
+    if not curves:
+        return
+    if not mean:
+        for i, (step, value) in enumerate(curves):
+            ax.plot(step / 1000, value, label=None if i else label, linewidth=0.9, **style)
+        return
     steps = np.linspace(max(step[0] for step, _ in curves), min(step[-1] for step, _ in curves), 200)
     values = [np.interp(steps, *one) for one in curves]
     middle = np.mean(values, 0) if len(values) < 5 else interquartile_mean(values)
@@ -109,7 +127,7 @@ def pyplot():
 def axes_of(rows, runs):
     env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
     size = 4.2 * len(env_ids), 2.7 * rows
-    fig, axes = pyplot().subplots(rows, len(env_ids), figsize=size, squeeze=False, sharex="col")
+    fig, axes = pyplot().subplots(rows, len(env_ids), figsize=size, squeeze=False, sharex="col", layout="constrained")
     for env_id, column in zip(env_ids, axes.T):
         column[0].set_title(env_id)
         column[-1].set_xlabel("thousand steps")
@@ -125,16 +143,14 @@ def figure_2(runs, path):
         for i, (algo, label) in enumerate(LABELS.items()):
             of_seeds, style = runs[env_id, algo], dict(color=f"C{i}")
             draw(above, of_seeds, lambda c: per_episode(c, "charts/episodic_return"), label, **style)
-            draw(middle, of_seeds, lambda c: c["meta/alpha"].T, label, **style)
+            draw(middle, of_seeds, lambda c: (c["meta/alpha"][:, 0], np.log10(c["meta/alpha"][:, 1])), label, **style)
             draw(below, of_seeds, lambda c: per_episode(c, "charts/violation"), label, **style)
             if algo.startswith("meta"):
-                draw(below, of_seeds, lambda c: c["meta/epsilon"].T, None, linestyle="--", **style)
-        middle.set_yscale("log")
+                draw(below, of_seeds, lambda c: c["meta/epsilon"].T, None, mean=False, linestyle="--", **style)
         below.set_ylim(-0.03, 1.03)
-    for ax, label in zip(axes[:, 0], ("return", "α", "violation rate (ε dashed)")):
+    for ax, label in zip(axes[:, 0], ("return", "log₁₀ α", "violation rate (ε dashed)")):
         ax.set_ylabel(label)
-    axes[0, 0].legend(fontsize=7)
-    fig.tight_layout()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     fig.savefig(path, dpi=90)
 
 
@@ -144,15 +160,14 @@ def figure_threshold(runs, path):
     for env_id, column in columns.items():
         for i, algo in enumerate(("meta-sac-lag", "meta-sac-lag-nonlinear", "sacv2-lag")):
             of_seeds, style = runs[env_id, algo], dict(color=f"C{i}")
-            draw(column[i], of_seeds, lambda c: c["meta/epsilon"].T, "ε", linestyle="--", **style)
-            draw(column[i], of_seeds, lambda c: c["values/qc"].T, "E[Q_c]", **style)
+            draw(column[i], of_seeds, lambda c: c["meta/epsilon"].T, "ε", mean=False, linestyle="--", **style)
+            draw(column[i], of_seeds, lambda c: c["values/qc"].T, "E[Q_c]", mean=False, **style)
             column[i].set_ylim(-0.03, 1.03)
             draw(column[3], of_seeds, lambda c: c["meta/nu"].T, LABELS[algo], **style)
             column[i].set_ylabel(LABELS[algo] if env_id == next(iter(columns)) else "", fontsize=8)
             column[i].legend(fontsize=7)
     axes[3, 0].set_ylabel("ν")
     axes[3, 0].legend(fontsize=7)
-    fig.tight_layout()
     fig.savefig(path, dpi=90)
 
 
@@ -171,8 +186,9 @@ def figure_3(runs, path):
             draw(ax, of_seeds, lambda c: c[f"fake/{name}"].T, None, color=f"C{i}", linestyle=":")
         for ax, name in zip(axes[2:], ("success", "violation")):
             for j, (where, hatch) in enumerate((("eval", ""), ("twin", "//"), ("fake", ".."))):
-                if (where, name) != ("fake", "violation"):
-                    values = [curves[f"{where}/{name}"][-1, 1] for curves in of_seeds.values()]
+                metric = f"{where}/{name}"
+                values = [curves[metric][-1, 1] for curves in of_seeds.values() if metric in curves]
+                if values and metric != "fake/violation":
                     ax.bar(i + 0.27 * (j - 1), np.mean(values), 0.25, color=f"C{i}", alpha=0.6, hatch=hatch)
                     ax.plot([i + 0.27 * (j - 1)] * len(values), values, "k.", markersize=4)
     titles = ("(a) jerk, m/s³", "(b) acceleration, m/s²", "(c) success, last policy", "(d) violations, last policy")
@@ -225,8 +241,8 @@ MEASURES = {
     "violations, whole run": lambda c: c["charts/violations_total"][-1, 1],
     "violation rate, end": lambda c: per_episode(c, "charts/violation", LAST),
     "return, end": lambda c: per_episode(c, "charts/episodic_return", LAST),
-    "α, end": lambda c: c["meta/alpha"][-1, 1],
-    "ν, end": lambda c: c["meta/nu"][-1, 1],
+    "α, last": lambda c: c["meta/alpha"][-1, 1],
+    "ν, last": lambda c: c["meta/nu"][-1, 1],
     "evaluated: violation rate": lambda c: c["eval/violation"][-1, 1],
     "evaluated: return": lambda c: c["eval/episodic_return"][-1, 1],
     "Q_c promises": lambda c: c["critics/promised_c"][-1, 1],
@@ -241,7 +257,8 @@ def spread(values):
 
 
 def results_table(runs):
-    """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth."""
+    """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth; last: the last
+    point of its curve."""
     lines = [f"| task | algorithm | seeds | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 3) + "|"]
     for env_id, algo in sorted(runs, key=lambda pair: (pair[0], list(NAMES).index(pair[1]))):
         of_seeds, trained = list(runs[env_id, algo].values()), algo in LABELS
@@ -262,53 +279,60 @@ def settles(curves):
 
 def claims_table(runs):
     """What the claims (a) to (d) compare, for each environment: is every seed of one algorithm below every seed of the
-    other (fewer, lower), above (more, higher), or do they overlap (like)?"""
+    other (fewer, lower), above (more, higher), or do their ranges overlap?"""
 
     def compare(env_id, one, others, name, below, above):
-        found = {below: [], "like": [], above: []}
+        found = {below: [], "overlaps": [], above: []}
         mine = [MEASURES[name](curves) for curves in runs[env_id, one].values()]
         for other in others:
             theirs = [MEASURES[name](curves) for curves in runs[env_id, other].values()]
-            word = below if max(mine) < min(theirs) else above if min(mine) > max(theirs) else "like"
+            word = below if max(mine) < min(theirs) else above if min(mine) > max(theirs) else "overlaps"
             found[word].append(LABELS[other].removeprefix("Meta SAC-Lag ").strip("()"))
         return "; ".join(f"{word} {', '.join(names)}" for word, names in found.items() if names)
 
     baselines, meta, nonlinear = ("sacv2-lag", "rcpo-sacv2", "rcpo-metasac"), "meta-sac-lag", "meta-sac-lag-nonlinear"
     fewer, lower = ("fewer than", "more than"), ("lower than", "higher than")
-    norms = ("gradients/reward", "gradients/safety")
+    norms = [lambda c, tag=tag: at_end(abs(c[f"gradients/{tag}"])) for tag in ("reward", "safety")]
+    promises = [lambda c, tag=tag: c[f"critics/{tag}"][-1, 1] for tag in ("promised_r", "got_r")]
+    alpha, nu = MEASURES["α, last"], MEASURES["ν, last"]
+    rate, steps = MEASURES["violation rate, end"], lambda c: per_episode(c, "charts/episodic_length", LAST)
     rows = {
         "(a) violations, whole run": lambda e: compare(e, meta, baselines, "violations, whole run", *fewer),
         "(a) violation rate, end": lambda e: compare(e, meta, baselines, "violation rate, end", *lower),
         "(a) return, end": lambda e: compare(e, meta, baselines, "return, end", *lower),
-        "(b) α at the end, Eq. 14": lambda e: compare(e, meta, baselines[:1], "α, end", *lower),
-        "(b) α at the end, Eq. 16": lambda e: compare(e, nonlinear, baselines[:1], "α, end", *lower),
+        "(b) α, last, Eq. 14": lambda e: compare(e, meta, baselines[:1], "α, last", *lower),
+        "(b) α, last, Eq. 16": lambda e: compare(e, nonlinear, baselines[:1], "α, last", *lower),
         "(c) ε ends at (and is within 0.05 of it from step), Eq. 14": lambda e: ends(e, meta),
         "(c) the same, Eq. 16": lambda e: ends(e, nonlinear),
         "(d) Eq. 14: violations, whole run": lambda e: compare(e, meta, [nonlinear], "violations, whole run", *fewer),
+        "(d) Eq. 14: violation rate, end": lambda e: compare(e, meta, [nonlinear], "violation rate, end", *lower),
         "(d) Eq. 14: return, end": lambda e: compare(e, meta, [nonlinear], "return, end", *lower),
-        "ν ends at, Eq. 14": lambda e: last(e, meta, "meta/nu"),
-        "the norms of g_r and of ν' g_c end at, Eq. 14": lambda e: last(e, meta, *norms),
-        "the same, SACv2-Lag": lambda e: last(e, "sacv2-lag", *norms),
+        "ν, last, Eq. 14": lambda e: each(e, meta, nu),
+        "α, last, Eq. 14": lambda e: each(e, meta, alpha),
+        "α, last, Eq. 16": lambda e: each(e, nonlinear, alpha),
+        "α, last, SACv2-Lag": lambda e: each(e, "sacv2-lag", alpha),
+        "norms of g_r and of ν' g_c, end, Eq. 14": lambda e: each(e, meta, *norms),
+        "those, SACv2-Lag": lambda e: each(e, "sacv2-lag", *norms),
         "evaluated: success, best of all runs": lambda e: best(e, "eval/success"),
-        "RCPO-SACv2's E[Q̂] at the end (-ν)": lambda e: worth(e, "rcpo-sacv2"),
-        "RCPO-MetaSAC's": lambda e: worth(e, "rcpo-metasac"),
+        "E[Q_r] promised at initial states, and what comes, Eq. 14": lambda e: each(e, meta, *promises),
+        "both, SACv2-Lag": lambda e: each(e, "sacv2-lag", *promises),
+        "RCPO-SACv2: violation rate, end": lambda e: each(e, "rcpo-sacv2", rate),
+        "RCPO-SACv2: steps an episode, end": lambda e: each(e, "rcpo-sacv2", steps),
+        "RCPO-MetaSAC: violation rate, end": lambda e: each(e, "rcpo-metasac", rate),
+        "RCPO-MetaSAC: steps an episode, end": lambda e: each(e, "rcpo-metasac", steps),
     }
 
     def ends(env_id, algo):
         found = [settles(curves) for curves in runs[env_id, algo].values()]
         return ", ".join(f"{epsilon:.2f} ({step:,.0f})" for step, epsilon in found)
 
-    def last(env_id, algo, *metrics):
-        found = [[curves[metric][-1, 1] for metric in metrics] for curves in runs[env_id, algo].values()]
-        return ", ".join(" / ".join(f"{abs(value):.2g}" for value in values) for values in found)
+    def each(env_id, algo, *measures):
+        found = [[measure(curves) for measure in measures] for curves in runs[env_id, algo].values()]
+        return ", ".join(" / ".join(f"{value:.3g}" for value in values) for values in found)
 
     def best(env_id, metric):
         found = [curves[metric][-1, 1] for algo in LABELS for curves in runs[env_id, algo].values() if metric in curves]
         return f"{max(found):.2f}" if found else "none is defined"
-
-    def worth(env_id, algo):  # to go on; to violate at once is worth about -nu
-        found = [(curves["values/qr"][-1, 1], -curves["meta/nu"][-1, 1]) for curves in runs[env_id, algo].values()]
-        return ", ".join(f"{q:.0f} ({now:.0f})" for q, now in found)
 
     env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
     lines = [f"| Meta SAC-Lag's seeds | {' | '.join(env_ids)} |", "|---" * (len(env_ids) + 1) + "|"]
@@ -338,7 +362,7 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         figures = [(figure_2, compared, "figure_2"), (figure_threshold, compared, "threshold")] if compared else []
         if any("twin/jerk" in curves for of_seeds in runs.values() for curves in of_seeds.values()):
             figures.append((figure_3, runs, "figure_3"))
-        if any("@" in algo for _, algo in runs):
+        if all(any(f"{algo}@" in name for _, name in runs) for algo in ("meta-sac-lag", "sacv2-lag")):
             figures.append((figure_robustness, runs, "robustness"))
         for figure, of, name in figures:
             figure(of, f"{prefix}{name}.png")

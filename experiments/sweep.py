@@ -58,8 +58,11 @@ GRID = {  # algorithm@epsilon_0,nu_0
     f"{algo}@{epsilon},{nu}": f"{ALGOS[algo]} --epsilon-init {epsilon} --nu-init {nu}"
     for algo, epsilon, nu in itertools.product(("meta-sac-lag", "sacv2-lag"), (0.1, 0.5, 1.0), (10, 100, 1000))
 }
-# RCPO without its penalty: does it learn what it does not learn with it?
-CONTROL = {"rcpo-unpenalised": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0"}
+# RCPO without its penalty, and from a hundredth of it: does it learn what it does not learn with it?
+CONTROL = {
+    "rcpo-unpenalised": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0",
+    "rcpo-hundredth": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0.1",
+}
 SUITES = {  # environments, algorithms, seeds
     "smoke": (("CarCircle2", "PourCoffee"), ALGOS, (1,)),
     "fig2": (FIG2, ALGOS, (1, 2, 3)),
@@ -117,7 +120,15 @@ def start(command, here, cuda, **options):
         ).returncode  # fmt: skip
 
 
-def work(run, folder, cuda, facts):
+def work(*given):
+    """`to_csv`, whatever happens: one run's trouble is not the sweep's."""
+    try:
+        return to_csv(*given)
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def to_csv(run, folder, cuda, facts):
     """One run, from whatever there is of it, to its CSV. Returns what went wrong, or None."""
     folder, here = Path(folder), Path(folder) / run.name
     target = folder / f"{run.name}.csv"
@@ -129,6 +140,8 @@ def work(run, folder, cuda, facts):
         with_checkpoint = [path for path in here.glob("runs/*") if list(path.glob("checkpoint*.pt"))]
         if with_checkpoint:
             command = [run.command()[0], "--resume", str(with_checkpoint[0].relative_to(here))]
+        elif list(here.glob(f"runs/*/policy_{run.total()}.pt")):
+            return f"it was finished, and its CSV is gone: put {target.name} back, or move {here} away"
         else:  # died before its first checkpoint: nothing of it is of use
             shutil.rmtree(here / "runs", ignore_errors=True)
             command = run.command(cuda)
@@ -137,7 +150,7 @@ def work(run, folder, cuda, facts):
             deaths = deaths + 1 if max(steps, default=0) == last_step else 1
             last_step = max(steps, default=0)
             if deaths == 3:
-                return (here / "log.txt").read_text().strip().splitlines()[-1]
+                return last_words(here)
             time.sleep(5)
     run_dir = done.parent
     script, episodes = run.command()[0], ["--episodes", str(EPISODES.get(run.protocol, 40))]
@@ -156,7 +169,7 @@ def work(run, folder, cuda, facts):
             evaluations.append((rehearsal, dict(input=b"yes\n" * 100)))
     for command, options in evaluations:
         if start(command, here, cuda, **options) != 0:
-            return (here / "log.txt").read_text().strip().splitlines()[-1]
+            return last_words(here)
     temporary = here / "csv"
     write_csv(run, run_dir, temporary, {**facts, "command": shlex.join(["python", *run.command(cuda)]),
                                         "machine": machine(), "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"})
@@ -164,6 +177,10 @@ def work(run, folder, cuda, facts):
     for checkpoint in run_dir.glob("checkpoint*.pt"):  # nearly all of a run's disk space
         checkpoint.unlink()
     return None
+
+
+def last_words(here):
+    return ((here / "log.txt").read_text().strip().splitlines() or ["nothing in its log"])[-1]
 
 
 def finished(run, here):
@@ -292,7 +309,7 @@ def rate_of(run, folder, cuda):
     here.mkdir(parents=True, exist_ok=True)
     few = "--total-timesteps 400 --learning-starts 100 --initial-states 1 --checkpoint-every 0"
     if start(run.command(cuda, few), here, cuda) != 0:
-        sys.exit(f"error: {(here / 'log.txt').read_text().strip().splitlines()[-1]}")
+        sys.exit(f"error: {last_words(here)}")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (run_dir,) = here.glob("runs/*")
@@ -339,7 +356,7 @@ def main(
     Args:
         suite: fig2: the five algorithms on six environments; fig3: Pour Coffee's four reward and penalty settings, then
             the policies saved along training in the twin and on the simulated arm; robust: a grid of epsilon_0 and
-            nu_0; control: RCPO with nu = 0; smoke: minutes
+            nu_0; control: RCPO with nu = 0, and from nu_0 = 0.1; smoke: minutes
         protocol: full: the scripts' defaults; reduced: 50,000 steps, width and batch 128; None: reduced, smoke: tiny
         env_ids: only these of the suite's environments
         algos: only these of its algorithms
@@ -354,6 +371,8 @@ def main(
     runs = plan(suite, protocol, env_ids, algos, seeds)
     folder = (folder or Path("sweeps") / f"{suite}_{protocol}").resolve()
     cuda = gpus_per_run > 0
+    if (of := folder / "protocol").exists() and of.read_text() != protocol:
+        sys.exit(f"error: {folder} holds runs of the protocol {of.read_text()}, not {protocol}: take another --folder")
     missing = [run for run in runs if not (folder / f"{run.name}.csv").exists()]
     if dry_run:
         seconds = 0.0
@@ -372,6 +391,7 @@ def main(
     except ImportError:
         sys.exit("error: the sweep runs on Ray: pip install -r experiments/requirements.txt")
     folder.mkdir(parents=True, exist_ok=True)
+    of.write_text(protocol)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # "local": what Ray has left in /tmp of a cluster of before is not joined
     ray.init(address=address or "local", log_to_driver=False, include_dashboard=False,
