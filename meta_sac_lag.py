@@ -539,9 +539,6 @@ if __name__ == "__main__":
             print(f"{key:20}{np.mean(values):12.3f}{np.std(values):12.3f}")
         sys.exit()
 
-    if args.learning_starts >= args.total_timesteps:
-        print("note: no update will be made, --learning-starts is not below --total-timesteps")
-
     if robot:
         if args.env_id not in ("PourCoffee", "PourCoffeeSim1", "kinova_real:PourCoffeeTwin"):
             fail(f"--real-robot trains Table 2's row Real, as --env-id PourCoffee does, but this is {args.env_id}")
@@ -551,6 +548,8 @@ if __name__ == "__main__":
         args.checkpoint_every = min(args.checkpoint_every or 100, 100)
         facts = f"--learning-starts {args.learning_starts}, --checkpoint-every {args.checkpoint_every}"
         print(f"note: on the arm --initial-states is {args.initial_states}, {facts}")
+    if args.learning_starts >= args.total_timesteps:
+        print("note: no update will be made, --learning-starts is not below --total-timesteps")
     # The environment comes before the run folder, so that an unusable id leaves none behind.
     env = make_env(args.env_id, args.capture_video, **robot)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
@@ -851,14 +850,14 @@ if __name__ == "__main__":
                 if global_step % 100 == 0:
                     stop_if_not_finite()
                     # The three terms of dL/dphi; and nu*, where dJ_epsilon/depsilon changes its sign (README), on B and
-                    # at phi, D being 1 / sqrt(v') but for this very gradient's share in v'
+                    # at phi, P being 1 / sqrt(v') but for this very gradient's share in v'
                     with torch.no_grad():
-                        D_g_c = g_c * (phi_square + 1e-12).rsqrt()
+                        P_g_c = g_c * (phi_square + 1e-12).rsqrt()
                         metrics |= {
                             "gradients/reward": g_r.norm(), "gradients/entropy": alpha * g_h.norm(),
                             "gradients/safety": (nu_new * g_c).norm(),
                             "gradients/cosine": F.cosine_similarity(g_r, g_c, dim=0),
-                            "meta/nu_star": (g_r @ D_g_c) / (g_c @ D_g_c).clamp(min=1e-30),
+                            "meta/nu_star": (g_r @ P_g_c) / (g_c @ P_g_c).clamp(min=1e-30),
                         }
                     log({**metrics, "charts/SPS": (global_step - first_step) / (time.time() - start_time)})
 

@@ -64,11 +64,11 @@ def command(env_id, variant, seed):
 
 
 def alpha_parts(run_dir, batches=60):
-    """What the direct metagradient of alpha, -<grad J_alpha, D g_h>, is made of at a run's last checkpoint.
+    """What the direct metagradient of alpha, -<grad J_alpha, P g_h>, is made of at a run's last checkpoint.
 
     {name: (mean, standard deviation)} over batches: of the parts by the layers of the policy (`trunk`, the last layer's
     rows of the `mean` and of the `log_std`), of their `sum`, of the sum if J_alpha took stochastic actions, and of
-    -alpha <g_h, D g_h>, which is what would be left of that if the policy had come to rest (README).
+    -alpha <g_h, P g_h>, which is what would be left of that if the policy had come to rest (README).
     """
     saved = torch.load(f"{run_dir}/checkpoint.pt", map_location="cpu", weights_only=True)
     sizes, batch_size = saved["sizes"], saved["args"]["batch_size"]

@@ -11,6 +11,29 @@ updates at a time, and medians are taken, so that what else the machine does fal
 hand:
 
     pip install --no-deps omnisafe==0.5.0 && pip install stable-baselines3==2.3.2   # OmniSafe: and what it then misses
+
+What was tried, each measured beside the form before it, two threads, batch and width 256, at EggManipulate's and at
+HumanoidVelocity's size. At first an update took 35.0 and 50.6 ms, and 38.0 and 53.8 by autograd through everything: in
+one run of all three, 1.57 and 1.63 times what it takes now.
+
+    kept     the twins stacked in one product, no gradient of obs in the critics' first layer           -11 %   -14 %
+             phi as one vector: RMSProp in a few operations                                              -3      -2
+             the chain rule written out, with one Hessian-vector product, instead of autograd            -9     -13
+             batches taken with `take`                                                                   -2      -2
+             Adam with fused=True                                                                        -1      -4
+             ReLU in place                                                                               -3      -3
+             no log pi where none is used                                                                -2      -2
+             the critics' tangents in line 18 (exact for ReLU, and for nothing else)                     -4      -5
+    dropped  forward mode (torch.func.jvp twice), though it read best: the update                      x 2
+             torch.compile of the networks, without second derivatives, which it has not (SACv2-Lag)    +18
+             64 initial states in line 19 instead of 256: what that does to learning is not known        -6      -7
+             bfloat16 products (this CPU has no AMX)                                                    +12      +9
+             allocator thresholds; the last layer as a sum; biases added in place; _foreach_lerp_;
+             other forms of ReLU                                                                          0 or worse
+
+Of the environments Pour Coffee alone had something to give: NumPy's `inv` of a 6 x 6 matrix, which wakes BLAS's threads,
+was half of its step beside a training. The others spend their time in MuJoCo's `mj_step`, FrankaDrawerClose in NumPy's
+arithmetic; a third of EggManipulate's and PushTopple's step is gymnasium-robotics reading joints by name.
 """
 
 import contextlib

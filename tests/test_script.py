@@ -191,7 +191,7 @@ def test_actions_stay_inside_an_awkward_box(folder, train_here):
 
 
 def test_the_gradients_that_are_logged(folder, train_here):
-    """nu* is the nu at which <nu g_c - g_r, D g_c> is 0."""
+    """nu* is the nu at which <nu g_c - g_r, P g_c> is 0."""
     names = train_here("my_env:MyEnv-v0", *SHORT)
     g_r, g_h, g_c, v = (names[name] for name in ("g_r", "g_h", "g_c", "phi_square"))
     logged = {tag: value.item() for tag, value in names["metrics"].items()}
