@@ -4,9 +4,9 @@
     python experiments/figures.py --table               # the tables, as Markdown
     python experiments/figures.py --folders my_sweep    # of this one
 
-An environment is shown once all algorithms have it, with the same seeds. Thick: mean over seeds (of alpha: the geometric
-one); thin: each seed; epsilon only by seed, since a mean of 0 and 1 is no run's. From five seeds on: their interquartile
-mean, and its 95 % bootstrap interval. Curves of episodes are means over 5 % of the run to either side.
+An environment is shown once all algorithms have it, with the same seeds. Thick: mean over seeds (of alpha the geometric
+one); thin: each seed. Epsilon is drawn by seed alone, since a mean of 0 and 1 is no run's. From five seeds on: their
+interquartile mean, and its 95 % bootstrap interval. Curves of episodes are means over 5 % of the run to either side.
 """
 
 import csv

@@ -58,10 +58,10 @@ GRID = {  # algorithm@epsilon_0,nu_0
     f"{algo}@{epsilon},{nu}": f"{ALGOS[algo]} --epsilon-init {epsilon} --nu-init {nu}"
     for algo, epsilon, nu in itertools.product(("meta-sac-lag", "sacv2-lag"), (0.1, 0.5, 1.0), (10, 100, 1000))
 }
-# RCPO without its penalty, and from a hundredth of it: does it learn what it does not learn with it?
-CONTROL = {
-    "rcpo-unpenalised": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0",
-    "rcpo-hundredth": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0.1",
+CONTROL = {  # what explains the comparison
+    "rcpo-unpenalised": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0",  # SAC without a constraint
+    "rcpo-small": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0.1",
+    "meta-sac-lag-unscaled": "meta_sac_lag.py --reward-scale 1",
 }
 SUITES = {  # environments, algorithms, seeds
     "smoke": (("CarCircle2", "PourCoffee"), ALGOS, (1,)),
@@ -91,9 +91,10 @@ class Run(NamedTuple):
         return f"{self.env_id}__{self.algo}__{self.seed}"
 
     def command(self, cuda=False, extra=""):
-        script = {**ALGOS, **GRID, **CONTROL}[self.algo]
+        script, _, own = {**ALGOS, **GRID, **CONTROL}[self.algo].partition(" ")  # of a flag given twice the last counts
         flags = f"--env-id {self.env_id} --seed {self.seed} --exp-name {self.algo} {PROTOCOLS[self.protocol]}"
-        return f"{script} {flags} {ENV_FLAGS.get(self.env_id, '')} {'' if cuda else '--no-cuda'} {extra}".split()
+        flags = f"{flags} {ENV_FLAGS.get(self.env_id, '')} {own} {'' if cuda else '--no-cuda'} {extra}"
+        return [script, *flags.split()]
 
     def total(self):
         return int(re.search(r"--total-timesteps (\d+)|$", PROTOCOLS[self.protocol])[1] or 1_000_000)
@@ -356,7 +357,7 @@ def main(
     Args:
         suite: fig2: the five algorithms on six environments; fig3: Pour Coffee's four reward and penalty settings, then
             the policies saved along training in the twin and on the simulated arm; robust: a grid of epsilon_0 and
-            nu_0; control: RCPO with nu = 0, and from nu_0 = 0.1; smoke: minutes
+            nu_0; control: RCPO with nu = 0 and from nu_0 = 0.1, Meta SAC-Lag with unscaled rewards; smoke: minutes
         protocol: full: the scripts' defaults; reduced: 50,000 steps, width and batch 128; None: reduced, smoke: tiny
         env_ids: only these of the suite's environments
         algos: only these of its algorithms

@@ -31,7 +31,7 @@ one run of all three, 1.57 and 1.63 times what it takes now.
              allocator thresholds; the last layer as a sum; biases added in place; _foreach_lerp_;
              other forms of ReLU                                                                          0 or worse
 
-Of the environments Pour Coffee alone had something to give: NumPy's `inv` of a 6 x 6 matrix, which wakes BLAS's threads,
+Of the environments only Pour Coffee had any time to give: NumPy's `inv` of a 6 x 6 matrix, which wakes BLAS's threads,
 was half of its step beside a training. The others spend their time in MuJoCo's `mj_step`, FrankaDrawerClose in NumPy's
 arithmetic; a third of EggManipulate's and PushTopple's step is gymnasium-robotics reading joints by name.
 """

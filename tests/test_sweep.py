@@ -47,9 +47,11 @@ def test_the_plan():
     assert len(runs) == len(set(runs)) == 6 * 5 * 3
     assert [run.algo for run in runs[:5]] == list(sweep.ALGOS) and {run.seed for run in runs[:5]} == {1}
     line = " ".join(runs[1].command())
-    assert line.startswith("meta_sac_lag.py --epsilon-objective nonlinear --env-id CarCircle2 --seed 1 ")
-    assert "--reward-scale 20" in line and "--no-cuda" in line and runs[1].total() == 50_000
+    assert line.startswith("meta_sac_lag.py --env-id CarCircle2 --seed 1 ")
+    assert "--reward-scale 20 --epsilon-objective nonlinear" in line and "--no-cuda" in line and runs[1].total() == 50_000
     assert sweep.Run("fig2", "full", "CarCircle2", "sacv2-lag", 1).total() == 1_000_000
+    (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
+    assert "--reward-scale 20 --reward-scale 1 " in " ".join(unscaled.command())
     assert len(sweep.plan("robust", "reduced")) == 18 and len(sweep.plan("fig3", "reduced")) == 12
     with pytest.raises(SystemExit, match="error: --env-ids Nothing: the suite fig2 has CarCircle2, "):
         sweep.plan("fig2", "reduced", env_ids=("Nothing",))
