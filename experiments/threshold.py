@@ -192,7 +192,7 @@ def last(curves, tag, steps=10_000):
 
 
 def table():
-    """The README's table: violations of the whole run, means of its last 10,000 steps, the deterministic policy."""
+    """What README's "What ε does" tells of: violations of the whole run, means of its last 10,000 steps, pi_det."""
     columns = {
         "violations": "charts/violations_total", "violation rate": "charts/violation",
         "return": "charts/episodic_return", "ε": "meta/epsilon", "ν": "meta/nu", "ν*": "meta/nu_star",
