@@ -10,6 +10,7 @@ interquartile mean, and its 95 % bootstrap interval. Curves of episodes are mean
 """
 
 import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -277,9 +278,22 @@ def settles(curves):
     return (step[away[-1] + 1] if len(away) else step[0]), epsilon[-1]
 
 
+def p_value(runs, name, one, other, sign):
+    """Of `one` being lower (sign 1) or higher (-1) than `other`: the exact one-sided rank test, within environments."""
+    observed, counts = 0, np.ones(1)
+    for env_id in dict.fromkeys(env_id for env_id, _ in runs):
+        both = [[sign * MEASURES[name](curves) for curves in runs[env_id, algo].values()] for algo in (one, other)]
+        values, n = np.concatenate(both), len(both[0])
+        ranks = 2 * (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1)  # twice, for ties
+        sums = [ranks[list(drawn)].sum() for drawn in itertools.combinations(range(len(values)), n)]
+        observed, counts = observed + ranks[:n].sum(), np.convolve(counts, np.bincount(sums))
+    return counts[: observed + 1].sum() / counts.sum()
+
+
 def claims_table(runs):
     """What the claims (a) to (d) compare, for each environment: is every seed of one algorithm below every seed of the
-    other (fewer, lower), above (more, higher), or do their ranges overlap?"""
+    other (fewer, lower), above (more, higher), or do their ranges overlap? And p over all environments, of the claim
+    against SACv2-Lag, or Eq. 16."""
 
     def compare(env_id, one, others, name, below, above):
         found = {below: [], "overlaps": [], above: []}
@@ -296,17 +310,19 @@ def claims_table(runs):
     promises = [lambda c, tag=tag: c[f"critics/{tag}"][-1, 1] for tag in ("promised_r", "got_r")]
     alpha, nu = MEASURES["α, last"], MEASURES["ν, last"]
     rate, steps = MEASURES["violation rate, end"], lambda c: per_episode(c, "charts/episodic_length", LAST)
+    compared = {
+        "(a) violations, whole run": (meta, baselines, "violations, whole run", fewer, 1),
+        "(a) violation rate, end": (meta, baselines, "violation rate, end", lower, 1),
+        "(a) return, end": (meta, baselines, "return, end", lower, -1),
+        "(b) α, last, Eq. 14": (meta, baselines[:1], "α, last", lower, 1),
+        "(b) α, last, Eq. 16": (nonlinear, baselines[:1], "α, last", lower, 1),
+        "(d) Eq. 14: violations, whole run": (meta, [nonlinear], "violations, whole run", fewer, 1),
+        "(d) Eq. 14: violation rate, end": (meta, [nonlinear], "violation rate, end", lower, 1),
+        "(d) Eq. 14: return, end": (meta, [nonlinear], "return, end", lower, -1),
+    }
     rows = {
-        "(a) violations, whole run": lambda e: compare(e, meta, baselines, "violations, whole run", *fewer),
-        "(a) violation rate, end": lambda e: compare(e, meta, baselines, "violation rate, end", *lower),
-        "(a) return, end": lambda e: compare(e, meta, baselines, "return, end", *lower),
-        "(b) α, last, Eq. 14": lambda e: compare(e, meta, baselines[:1], "α, last", *lower),
-        "(b) α, last, Eq. 16": lambda e: compare(e, nonlinear, baselines[:1], "α, last", *lower),
         "(c) ε ends at (and is within 0.05 of it from step), Eq. 14": lambda e: ends(e, meta),
         "(c) the same, Eq. 16": lambda e: ends(e, nonlinear),
-        "(d) Eq. 14: violations, whole run": lambda e: compare(e, meta, [nonlinear], "violations, whole run", *fewer),
-        "(d) Eq. 14: violation rate, end": lambda e: compare(e, meta, [nonlinear], "violation rate, end", *lower),
-        "(d) Eq. 14: return, end": lambda e: compare(e, meta, [nonlinear], "return, end", *lower),
         "ν, last, Eq. 14": lambda e: each(e, meta, nu),
         "α, last, Eq. 14": lambda e: each(e, meta, alpha),
         "α, last, Eq. 16": lambda e: each(e, nonlinear, alpha),
@@ -335,8 +351,11 @@ def claims_table(runs):
         return f"{max(found):.2f}" if found else "none is defined"
 
     env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
-    lines = [f"| Meta SAC-Lag's seeds | {' | '.join(env_ids)} |", "|---" * (len(env_ids) + 1) + "|"]
-    return "\n".join(lines + [f"| {name} | {' | '.join(map(row, env_ids))} |" for name, row in rows.items()])
+    lines = [f"| Meta SAC-Lag's seeds | {' | '.join(env_ids)} | p |", "|---" * (len(env_ids) + 2) + "|"]
+    for name, (one, others, measure, words, sign) in compared.items():
+        cells = [compare(env_id, one, others, measure, *words) for env_id in env_ids]
+        lines.append(f"| {name} | {' | '.join(cells)} | {p_value(runs, measure, one, others[0], sign):.2f} |")
+    return "\n".join(lines + [f"| {name} | {' | '.join(map(row, env_ids))} | |" for name, row in rows.items()])
 
 
 def main(folders: tuple[Path, ...] = (), table: bool = False):

@@ -48,7 +48,8 @@ def test_the_plan():
     assert [run.algo for run in runs[:5]] == list(sweep.ALGOS) and {run.seed for run in runs[:5]} == {1}
     line = " ".join(runs[1].command())
     assert line.startswith("meta_sac_lag.py --env-id CarCircle2 --seed 1 ")
-    assert "--reward-scale 20 --epsilon-objective nonlinear" in line and "--no-cuda" in line and runs[1].total() == 50_000
+    assert "--reward-scale 20 --epsilon-objective nonlinear" in line and "--no-cuda" in line
+    assert runs[1].total() == 50_000
     assert sweep.Run("fig2", "full", "CarCircle2", "sacv2-lag", 1).total() == 1_000_000
     (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
     assert "--reward-scale 20 --reward-scale 1 " in " ".join(unscaled.command())
@@ -204,16 +205,35 @@ def test_what_the_claims_compare():
         for curves in runs["Task", algo].values():
             curves["meta/epsilon"] = np.array([(500.0, 1.0), (1000.0, 0.5), (1500.0, 0.48), (2000.0, 0.51)])
     table = figures.claims_table(runs)
-    assert "| (a) violations, whole run | fewer than SACv2-Lag; overlaps RCPO-MetaSAC; more than RCPO-SACv2 |" in table
-    assert "| (b) α, last, Eq. 14 | lower than SACv2-Lag |" in table
-    assert "| (b) α, last, Eq. 16 | overlaps SACv2-Lag |" in table
-    assert "Eq. 14 | 0.51 (1,000), 0.51 (1,000) |" in table
-    assert "| (d) Eq. 14: return, end | overlaps Eq. 16 |" in table
+    words = "fewer than SACv2-Lag; overlaps RCPO-MetaSAC; more than RCPO-SACv2"
+    assert f"| (a) violations, whole run | {words} | 0.17 |" in table
+    assert "| (b) α, last, Eq. 14 | lower than SACv2-Lag | 0.17 |" in table
+    assert "| (b) α, last, Eq. 16 | overlaps SACv2-Lag | 0.67 |" in table
+    assert "Eq. 14 | 0.51 (1,000), 0.51 (1,000) | |" in table
+    assert "| (d) Eq. 14: return, end | overlaps Eq. 16 | 1.00 |" in table
     assert "| norms of g_r and of ν' g_c, end, Eq. 14 | 2.76 / 2.76, 4.61 / 4.61 |" in table  # of the last fifth
     assert "| evaluated: success, best of all runs | none is defined |" in table
     assert "| RCPO-SACv2: steps an episode, end | 0.925, 1.85 |" in table  # weighted
     assert "| E[Q_r] promised at initial states, and what comes, Eq. 14 | 3 / 3, 5 / 5 |" in table
     assert table.count("\n") - 1 == len({line.split("|")[1] for line in table.splitlines()[2:]})
+
+
+def test_the_rank_test():
+    """By hand. Ties count half, environments add up."""
+
+    def runs(**tasks):
+        return {
+            (env_id, algo): {seed: {"charts/violations_total": np.array([(1.0, x)])} for seed, x in enumerate(values)}
+            for env_id, both in tasks.items() for algo, values in both.items()
+        }  # fmt: skip
+
+    def p(sign=1, **tasks):
+        return figures.p_value(runs(**tasks), "violations, whole run", "a", "b", sign)
+
+    apart = {"a": (1, 2, 3), "b": (4, 5, 6)}
+    assert p(one=apart) == pytest.approx(1 / 20) and p(one=apart, sign=-1) == 1
+    assert p(one=apart, two=apart) == pytest.approx(1 / 400)
+    assert p(one={"a": (1, 2), "b": (2, 3)}) == pytest.approx(2 / 6)
 
 
 def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path):
