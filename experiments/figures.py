@@ -25,7 +25,12 @@ LABELS = {  # in the order of the figures
     "rcpo-sacv2": "RCPO-SACv2",
     "rcpo-metasac": "RCPO-MetaSAC",
 }
-NAMES = {"random": "uniformly random", **LABELS}
+CONTROLS = {
+    "rcpo-unpenalised": "RCPO-SACv2, ν = 0",
+    "rcpo-small": "RCPO-SACv2, ν_0 = 0.1",
+    "meta-sac-lag-unscaled": "Meta SAC-Lag (Eq. 14), `--reward-scale 1`",
+}
+NAMES = {"random": "uniformly random", **LABELS, **CONTROLS}
 LAST = 0.2  # the share of a run that the table calls its end
 SETTINGS = {  # Table 2
     "PourCoffeeSim1": "#1: distance and roll; spill violates",
@@ -262,7 +267,7 @@ def results_table(runs):
     point of its curve."""
     lines = [f"| task | algorithm | seeds | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 3) + "|"]
     for env_id, algo in sorted(runs, key=lambda pair: (pair[0], list(NAMES).index(pair[1]))):
-        of_seeds, trained = list(runs[env_id, algo].values()), algo in LABELS
+        of_seeds, trained = list(runs[env_id, algo].values()), algo != "random"
         cells = [f"{len(of_seeds)}" * trained]
         for name, measure in MEASURES.items():  # the random policy is only evaluated
             shown = trained or name.startswith("evaluated")
@@ -375,6 +380,8 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         compared = whole(runs)
         if table and compared:
             print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
+        if table and (controls := {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in CONTROLS}):
+            print(f"{folder}\n\n{results_table(controls)}\n")
         if table:
             continue
         prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
