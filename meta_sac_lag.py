@@ -511,7 +511,7 @@ if __name__ == "__main__":
         print("note: --robot-ip and --spill-scale do nothing without --real-robot")
     robot = dict(robot_ip=args.robot_ip, scale=args.spill_scale) if args.real_robot else {}
     if robot and (args.capture_video or args.eval_every):
-        fail("--real-robot goes with neither --capture-video nor --eval-every; --evaluate runs a policy on the arm")
+        fail("--real-robot takes --no-capture-video and --eval-every 0 alone; --evaluate runs a policy on the arm")
     arm, parent = which_arm(**robot), None
     if checkpoint and arm != checkpoint.get("arm", ""):  # a robot's run and its twin's, or a rehearsal's, stay apart
         parent = run_dir

@@ -910,7 +910,7 @@ def test_from_the_twin_to_the_arm(tmp_path, arm):
     [
         (("--env-id", "EggManipulate"), ("PourCoffee", "EggManipulate")),
         (("--env-id", "PourCoffeeSim4"), ("Real", "PourCoffeeSim4")),
-        (("--env-id", "PourCoffee", "--capture-video"), ("--capture-video",)),
+        (("--env-id", "PourCoffee", "--capture-video"), ("--no-capture-video",)),
         (("--env-id", "PourCoffee", "--eval-every", 10), ("--evaluate",)),
         (("--env-id", "PourCoffee"), ("no goal", "--teach")),
     ],
