@@ -181,7 +181,7 @@ def figure_3(runs, path):
     """Jerk and acceleration while training, and of the policies saved along it, in the twin with noise, delay and
     saturation (dashed) and on the rehearsal's arm (dotted); success and violations of the last ones, there and in their
     own simulation. The rehearsal's arm has no coffee: its success is the mug at the goal and rolled."""
-    fig, axes = pyplot().subplots(1, 4, figsize=(18, 4.2))
+    fig, axes = pyplot().subplots(1, 4, figsize=(18, 4.5), layout="constrained")
     for i, (env_id, label) in enumerate(SETTINGS.items()):
         if (env_id, "meta-sac-lag") not in runs:
             continue
@@ -208,8 +208,7 @@ def figure_3(runs, path):
         ax.set(xlim=(-0.6, 3.6), ylim=(-0.03, 1.03))
         ax.set_xticks(range(len(SETTINGS)), [label[:2] for label in SETTINGS.values()])
         ax.set_xlabel("its simulation; // twin; .. rehearsal arm (no coffee)")
-    axes[0].legend(fontsize=7)
-    fig.tight_layout()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     fig.savefig(path, dpi=90)
 
 
