@@ -539,6 +539,7 @@ if __name__ == "__main__":
         print("note: no update will be made, --learning-starts is not below --total-timesteps")
     # The environment comes before the run folder, so that an unusable id leaves none behind.
     env = make_env(args.env_id, args.capture_video, **robot)
+    kinds = env.kinds  # of violation, and success, where the environment has told of them: known after a resume too
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     if checkpoint:
         check_fit(checkpoint, run_dir, env, args.hidden_size)
@@ -628,6 +629,7 @@ if __name__ == "__main__":
             for name, tensor in tensors().items():
                 tensor.copy_(checkpoint["tensors"][name])
         global_step, episode, violations_total, recent_violations, recent_successes = checkpoint["counters"]
+        kinds |= checkpoint.get("kinds", {})
         rng.bit_generator.state, torch_rng, cuda_rng = checkpoint["generators"]
         torch.set_rng_state(torch_rng)
         if device.type == "cuda" and cuda_rng is not None:
@@ -861,7 +863,7 @@ if __name__ == "__main__":
                     cuda_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
                     state = policy | dict(
                         args=vars(args), arm=arm, parts={name: part.state_dict() for name, part in parts.items()},
-                        tensors=tensors(), counters=counters, threads=torch.get_num_threads(),
+                        tensors=tensors(), counters=counters, kinds=kinds, threads=torch.get_num_threads(),
                         generators=(rng.bit_generator.state, torch.get_rng_state(), cuda_rng),
                     )
                     save(state, f"{run_dir}/checkpoint.pt", previous=f"{run_dir}/checkpoint.prev.pt")

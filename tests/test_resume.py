@@ -102,6 +102,10 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(folder):
     check_killed(folder, TOY, [("replace", 6), ("write", 5), random.uniform(0.2, 4)])
 
 
+def test_what_an_environment_told_is_known_after_a_resume(folder):
+    check_killed(folder, (*TOY, "--env-id", "my_env:TellsWhatHappened-v0"), [("replace", 6), ("replace", 6)])
+
+
 @pytest.mark.slow
 def test_twenty_kills(folder):
     """Ten on an environment that uses the global generators, ten on EggManipulate while it is filmed."""
