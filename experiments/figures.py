@@ -96,15 +96,7 @@ def bootstrap(values, times=2000):
 
 
 def draw(ax, of_seeds, curve, label, mean=True, **style):
-    """Of the seeds that have the curve."""
-    curves = []
-    for metrics in of_seeds.values():
-        try:
-            curves.append(curve(metrics))
-        except KeyError:
-            pass
-    if not curves:
-        return
+    curves = [curve(curves) for curves in of_seeds.values()]
     if not mean:
         for i, (step, value) in enumerate(curves):
             ax.plot(step / 1000, value, label=None if i else label, linewidth=0.9, **style)
@@ -188,8 +180,10 @@ def figure_3(runs, path):
         of_seeds = runs[env_id, "meta-sac-lag"]
         for ax, name in zip(axes, ("jerk", "acceleration")):
             draw(ax, of_seeds, lambda c: per_episode(c, f"charts/{name}"), label, color=f"C{i}")
-            draw(ax, of_seeds, lambda c: c[f"twin/{name}"].T, None, color=f"C{i}", linestyle="--")
-            draw(ax, of_seeds, lambda c: c[f"fake/{name}"].T, None, color=f"C{i}", linestyle=":")
+            for arm, line in (("twin", "--"), ("fake", ":")):
+                deployed = {seed: curves for seed, curves in of_seeds.items() if f"{arm}/{name}" in curves}
+                if deployed:  # the machine may have failed in every episode
+                    draw(ax, deployed, lambda c: c[f"{arm}/{name}"].T, None, color=f"C{i}", linestyle=line)
         for ax, name in zip(axes[2:], ("success", "violation")):
             for j, (where, hatch) in enumerate((("eval", ""), ("twin", "//"), ("fake", ".."))):
                 metric = f"{where}/{name}"

@@ -78,7 +78,7 @@ def alpha_parts(run_dir, batches=60):
         net.load_state_dict(saved["parts"][name])
     nu, alpha = saved["tensors"]["nu"], saved["tensors"]["log_alpha"].exp().item()
     phi = dict(actor.named_parameters())
-    D = unflat(saved["args"]["policy_lr"] * (saved["tensors"]["phi_square"] + 1e-12).rsqrt(), phi)
+    P = unflat(saved["args"]["policy_lr"] * (saved["tensors"]["phi_square"] + 1e-12).rsqrt(), phi)
     states, initial_states = saved["parts"]["D"]["obs"], saved["parts"]["D_0"]["obs"]
     found = []
     torch.manual_seed(0)
@@ -91,14 +91,14 @@ def alpha_parts(run_dir, batches=60):
             J_alpha = (qr(S_0, action).amin(0) - nu * qc(S_0, action).amax(0)).mean()
             gradients = torch.autograd.grad(J_alpha, phi.values(), retain_graph=True)
             for name, g, h in zip(phi, gradients, g_h):
-                part = -g * D[name] * h
+                part = -g * P[name] * h
                 if action is sampled:
                     with_samples += part.sum()
                 elif name.startswith("net.4"):
                     mean, log_std = mean + part.chunk(2)[0].sum(), log_std + part.chunk(2)[1].sum()
                 else:
                     trunk = trunk + part.sum()
-        at_rest = -alpha * sum((h * D[name] * h).sum() for name, h in zip(phi, g_h))
+        at_rest = -alpha * sum((h * P[name] * h).sum() for name, h in zip(phi, g_h))
         found.append([float(x) for x in (trunk, mean, log_std, trunk + mean + log_std, with_samples, at_rest)])
     names = ("trunk", "mean", "log_std", "sum", "sum_if_stochastic", "at_rest")
     return dict(zip(names, zip(np.mean(found, 0), np.std(found, 0))))

@@ -40,6 +40,25 @@ def test_the_readmes_tables_are_what_the_csvs_say():
     assert expected.count("|") > 20 and figures.results_table(runs).count("CarCircle2") == 6
 
 
+def test_on_push_topple_nobody_learns_to_push():
+    """README: seven of nine policies return just what an arm that never touches the box does."""
+    env, returns = meta_sac_lag.make_env("PushTopple", False), []
+    for k in range(40):  # the evaluation's episodes
+        env.reset(seed=meta_sac_lag.episode_seed(1, k, stream=1))
+        done = False
+        while not done:
+            _, _, terminated, truncated, info = env.step(np.array([0, 0, 1, 0], np.float32))  # up
+            done = terminated or truncated
+        returns.append(info["episode"]["episodic_return"])
+    runs = figures.read(RESULTS / "fig2_reduced")
+    theirs = [
+        curves["eval/episodic_return"][-1, 1]
+        for algo in ("meta-sac-lag", "meta-sac-lag-nonlinear", "sacv2-lag")
+        for curves in runs["PushTopple", algo].values()
+    ]
+    assert len(theirs) == 9 and sum(abs(x - np.mean(returns)) < 1e-3 for x in theirs) == 7
+
+
 def test_the_plan():
     runs = sweep.plan("fig2", "reduced")
     assert len(runs) == len(set(runs)) == 6 * 5 * 3
