@@ -250,22 +250,53 @@ MEASURES = {
 ROBUSTNESS = {name: MEASURES[name] for name in ("violations, whole run", "violation rate, end", "return, end")}
 
 
+def deployed(metric):
+    """The mean over the policies saved along training, where the machine did not fail in every episode."""
+    return lambda c: c[metric][:, 1].mean() if metric in c else np.nan
+
+
+DEPLOYED = {  # of Fig. 3's runs; jerk in m/s³, acceleration in m/s²
+    **ROBUSTNESS,
+    "jerk, end": lambda c: per_episode(c, "charts/jerk", LAST),
+    "acceleration, end": lambda c: per_episode(c, "charts/acceleration", LAST),
+    "evaluated: violation rate": MEASURES["evaluated: violation rate"],
+    "evaluated: success": lambda c: c["eval/success"][-1, 1],
+    "twin: violation rate": deployed("twin/violation"),
+    "twin: spilled": deployed("twin/cost_spill"),
+    "twin: success": deployed("twin/success"),
+    "twin: jerk": deployed("twin/jerk"),
+    "twin: acceleration": deployed("twin/acceleration"),
+    "arm: success": deployed("fake/success"),
+    "arm: jerk": deployed("fake/jerk"),
+    "arm: acceleration": deployed("fake/acceleration"),
+}
+
+
 def spread(values):
-    """The mean and, of more than one seed, the least and the greatest."""
+    """The mean and, of more than one seed, the least and the greatest. A seed that has none, nan, is left out."""
+    values = [value for value in values if not np.isnan(value)]
+    if not values:
+        return "none"
     return f"{np.mean(values):.3g}" + f" ({min(values):.3g} to {max(values):.3g})" * (len(values) > 1)
 
 
-def results_table(runs):
+def results_table(runs, measures=MEASURES):
     """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth; last: the last
     point of its curve."""
-    lines = [f"| task | algorithm | seeds | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 3) + "|"]
-    for env_id, algo in sorted(runs, key=lambda pair: (pair[0], list(NAMES).index(pair[1]))):
+
+    def starts(algo):  # of a name in the grid: epsilon_0 and nu_0
+        return [float(start) for start in algo.partition("@")[2].split(",") if start]
+
+    lines = [f"| task | algorithm | seeds | {' | '.join(measures)} |", "|---" * (len(measures) + 3) + "|"]
+    order = list(NAMES)
+    for env_id, algo in sorted(runs, key=lambda pair: (pair[0], order.index(pair[1].split("@")[0]), starts(pair[1]))):
         of_seeds, trained = list(runs[env_id, algo].values()), algo != "random"
+        label = NAMES[algo.split("@")[0]] + ("; ε_0 = {:g}, ν_0 = {:g}".format(*starts(algo)) if "@" in algo else "")
         cells = [f"{len(of_seeds)}" * trained]
-        for name, measure in MEASURES.items():  # the random policy is only evaluated
+        for name, measure in measures.items():  # the random policy is only evaluated
             shown = trained or name.startswith("evaluated")
             cells.append(spread([measure(curves) for curves in of_seeds]) if shown else "")
-        lines.append(f"| {env_id} | {NAMES[algo]} | {' | '.join(cells)} |")
+        lines.append(f"| {env_id} | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -371,18 +402,22 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
     for folder in folders or sorted([*results.glob("*"), *Path("sweeps").glob("*")]):
         runs = read(folder) if folder.is_dir() and folder.name != "threshold" else {}
         compared = whole(runs)
-        if table and compared:
-            print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
-        if table and (controls := {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in CONTROLS}):
-            print(f"{folder}\n\n{results_table(controls)}\n")
+        controls = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in CONTROLS}
+        started = {pair: of_seeds for pair, of_seeds in runs.items() if "@" in pair[1]}
+        arms = {pair: of_seeds for pair, of_seeds in runs.items() if "twin/jerk" in next(iter(of_seeds.values()))}
         if table:
+            if compared:
+                print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
+            for of, measures in ((controls, MEASURES), (arms, DEPLOYED), (started, MEASURES)):
+                if of:
+                    print(f"{folder}\n\n{results_table(of, measures)}\n")
             continue
         prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
         figures = [(figure_2, compared, "figure_2"), (figure_threshold, compared, "threshold")] if compared else []
-        if any("twin/jerk" in curves for of_seeds in runs.values() for curves in of_seeds.values()):
-            figures.append((figure_3, runs, "figure_3"))
-        if all(any(f"{algo}@" in name for _, name in runs) for algo in ("meta-sac-lag", "sacv2-lag")):
-            figures.append((figure_robustness, runs, "robustness"))
+        if arms:
+            figures.append((figure_3, arms, "figure_3"))
+        if all(any(f"{algo}@" in name for _, name in started) for algo in ("meta-sac-lag", "sacv2-lag")):
+            figures.append((figure_robustness, started, "robustness"))
         for figure, of, name in figures:
             figure(of, f"{prefix}{name}.png")
             print(f"{prefix}{name}.png")

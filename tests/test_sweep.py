@@ -35,6 +35,8 @@ def test_the_readmes_tables_are_what_the_csvs_say():
         ("experiments/figures.py --table", "the table", figures.results_table(runs)),
         ("and its claims", "the claims", figures.claims_table(runs)),
         ("and its controls", "the controls", figures.results_table(figures.read(RESULTS / "control_reduced"))),
+        ("and Figure 3", "Figure 3", figures.results_table(figures.read(RESULTS / "fig3_reduced"), figures.DEPLOYED)),
+        ("and the grid", "the grid", figures.results_table(figures.read(RESULTS / "robust_reduced"))),
     ):
         assert readme.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- end of {end} -->")[0] == expected
     assert expected.count("|") > 20 and figures.results_table(runs).count("CarCircle2") == 6
@@ -285,6 +287,16 @@ def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path):
     epsilons, nus, values = figures.grid(figures.read(tmp_path), "sacv2-lag", figures.ROBUSTNESS["return, end"])
     assert epsilons == [0.1, 0.5, 1.0] and nus == [10, 100, 1000]
     np.testing.assert_allclose(values, np.add.outer(epsilons, nus))
+    of_grid = {pair: of_seeds for pair, of_seeds in figures.read(tmp_path).items() if pair[1] in sweep.GRID}
+    lines = figures.results_table(of_grid, figures.ROBUSTNESS).splitlines()[2:]  # in the order of the plan
+    assert lines[4] == "| CarCircle2 | Meta SAC-Lag (Eq. 14); ε_0 = 0.5, ν_0 = 100 | 1 | 100 | 100 | 100 |"
+    assert lines[-1] == "| CarCircle2 | SACv2-Lag; ε_0 = 1, ν_0 = 1000 | 1 | 1e+03 | 1e+03 | 1e+03 |"
+    of_arms = {pair: of_seeds for pair, of_seeds in figures.read(tmp_path).items() if pair[0] in figures.SETTINGS}
+    measures = {name: figures.DEPLOYED[name] for name in ("twin: jerk", "arm: jerk", "jerk, end", "evaluated: success")}
+    assert figures.results_table(of_arms, measures).splitlines()[2] == (  # "arm": of the seed whose rehearsal went well
+        "| PourCoffeeSim1 | Meta SAC-Lag (Eq. 14) | 2 | 0.163 (0.108 to 0.217) | 0.108 | 0.375 (0.25 to 0.5) | "
+        "0.375 (0.25 to 0.5) |"
+    )
     for path in [*tmp_path.glob("*.png"), *tmp_path.glob("*sacv2-lag@*"), *tmp_path.glob("*__rcpo-metasac__*")]:
         path.unlink()  # a sweep that is not over: what is whole is drawn
     figures.main(folders=(tmp_path,))
