@@ -103,6 +103,7 @@ class Arm:
         self.seen = self.observed = self.mark = self.baseline = self.owner = self.limits = None
         self.confirmed, self.rested_at = True, None  # whether the last stop was seen to work, and where
         self.again = []  # when another had to be sent
+        self.moved = False  # whether anything of ours has
         self.closing = []
         self.connect(ip)
 
@@ -228,25 +229,27 @@ class Arm:
         self.mode, self.kind, self.reason, self.confirmed = "stopped", kind, reason, False
         self.command, self.going, self.commanded_at = np.zeros(4), np.zeros(4), None
         began, problem = self.clock.now(), ""
-        asked, rest_since, theirs = -math.inf, None, False
+        asked, rest_since, theirs, answered = -math.inf, None, False, False
         while (now := self.clock.now()) - began < 3.0:
             try:
                 if now - asked > 0.3:
-                    self.send_stop()
                     asked = now
+                    answered = self.send_stop() or answered
                 state = self.read()
                 theirs = self.owner is not None and state.owner != self.owner
                 fresh = state.at - self.changed_at < STALE
                 problem = "it still moves" if fresh else "its feedback does not change"
+                problem += "" if answered else ", and no Stop is answered"
                 resting = state.speed < AT_REST and fresh
                 rest_since = (rest_since or state.at) if resting else None
-                if rest_since and state.at - rest_since >= 0.15:
+                # A robot in a fault may refuse a Stop. But of what a Stop did not reach something may still come
+                if rest_since and state.at - rest_since >= (0.15 if answered else 1.0):
                     self.confirmed, self.rested_at = True, state.position
                     return
             except Failure as failure:
                 problem, rest_since = str(failure), None
             self.clock.sleep(TICK)
-        if not theirs:  # who frees somebody by the gamepad needs an arm without a fault
+        if self.moved and not theirs:  # who frees somebody by the gamepad needs an arm without a fault
             try:
                 self.rpc(self.base, "ApplyEmergencyStop")
             except Failure:
@@ -255,11 +258,12 @@ class Arm:
         self.reason += f". THE ARM IS NOT SEEN AT REST ({problem}): PRESS THE EMERGENCY STOP"
 
     def send_stop(self):
+        """Whether the robot took it."""
         try:
             self.rpc(self.base, "Stop")
         except Failure as failure:
-            if failure.code != 19:  # ROBOT_NOT_MOVING
-                raise
+            return failure.code == 19  # ROBOT_NOT_MOVING
+        return True
 
     def tick(self):
         """Every 25 ms: layers 4 to 6."""
@@ -267,11 +271,7 @@ class Arm:
         try:
             if self.mode == "stopped":
                 return self.watch(now)
-            since, most = self.heard_at if self.mode == "homing" else self.commanded_at, WATCHDOG
-            if since is None:
-                since, most = self.released_at, PATIENCE
-            if now - since > most:
-                raise Failure(f"no fresh command for {now - since:.2f} s")
+            self.in_time()
             state = self.look()
             self.stay_inside(state)
             if self.mode == "following":
@@ -293,6 +293,13 @@ class Arm:
         except Failure as failure:
             if self.mode != "stopped":
                 self.stop("failure", str(failure))
+
+    def in_time(self):
+        since, most = self.heard_at if self.mode == "homing" else self.commanded_at, WATCHDOG
+        if since is None:
+            since, most = self.released_at, PATIENCE
+        if self.clock.now() - since > most:
+            raise Failure(f"no fresh command for {self.clock.now() - since:.2f} s")
 
     def watch(self, now):
         """What moves a stopped arm is stopped: a command may arrive seconds late (seen on a Gen3), after the Stop.
@@ -341,7 +348,7 @@ class Arm:
         twist = message.twist
         twist.linear_x, twist.linear_y, twist.linear_z = map(float, self.going[:3])
         twist.angular_x, twist.angular_y, twist.angular_z = map(math.degrees, (level[0], level[1], self.going[3]))
-        self.sent_at, self.first_sent = now, self.first_sent or now
+        self.sent_at, self.first_sent, self.moved = now, self.first_sent or now, True
         self.rpc(self.base, "SendTwistCommand", message)
         return (now + self.clock.now()) / 2
 
@@ -452,16 +459,19 @@ class Arm:
             joint = action.reach_joint_angles.joint_angles.joint_angles.add()
             joint.joint_identifier, joint.value = i, angle
         self.mode, self.homing_since, self.nearest = "homing", self.clock.now(), np.abs(self.from_home(self.seen))
+        self.moved = True
         self.rpc(self.base, "ExecuteAction", action)
 
     def handle(self, name, *arguments):
         """A request -> (what it gives, the mode, kind of stop, reason). What fails stops the arm."""
-        self.heard_at = self.clock.now()
         gives = None
         try:
+            if self.mode != "stopped":  # after a freeze of this process it comes before the tick that would have stopped
+                self.in_time()
+            self.heard_at = self.clock.now()
             gives = getattr(self, name)(*arguments)
         except Failure as failure:
-            if name == "check" or name == "release":  # nothing moves: it may be put right, and asked again
+            if self.mode == "stopped" and name in ("check", "release"):  # it may be put right, and asked again
                 return None, "stopped", "failure", str(failure)
             self.stop("failure", str(failure))
         return gives, self.mode, self.kind, self.reason
@@ -477,11 +487,17 @@ class Arm:
                 pass
 
 
-CLOCK = SimpleNamespace(now=time.monotonic, sleep=time.sleep)  # the same in all processes of a machine
+# The same in all processes of a machine; on Linux it counts the time for which the machine was suspended, too
+CLOCK = SimpleNamespace(
+    now=lambda: time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)), sleep=time.sleep
+)
 
 
 def guard(pipe, parent, ip, fake, specification):
-    """The process that has the arm, until its pipe ends. It is in a session of its own, so that Ctrl-C spares it."""
+    """The process that has the arm, until its pipe ends -> whether the arm was seen at rest then.
+
+    It is in a session of its own, so that Ctrl-C spares it.
+    """
     ending = []
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, lambda *_: ending.append(True))
@@ -499,7 +515,8 @@ def guard(pipe, parent, ip, fake, specification):
             pipe.send((None, arm.mode, arm.kind, arm.reason))
         except Exception as error:  # a Failure, or a kortex_api that does not fit this Python or its protobuf
             why = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-            return pipe.send((None, "stopped", "failure", why))
+            pipe.send((None, "stopped", "failure", why))
+            return True
         while not ending and os.getppid() == parent:
             if pipe.poll(max(0.0, due - time.monotonic())):
                 pipe.send(arm.handle(*pipe.recv()))
@@ -511,6 +528,7 @@ def guard(pipe, parent, ip, fake, specification):
     finally:
         if arm:
             arm.close()
+    return arm.confirmed
 
 
 class Guard:
@@ -563,7 +581,8 @@ class Guard:
     def close(self):
         self.pipe.close()  # this is what makes it stop the arm and end
         try:
-            self.process.wait(10)
+            if self.process.wait(10):
+                print("kinova: THE ARM WAS NOT SEEN AT REST: PRESS THE EMERGENCY STOP IF IT MOVES", file=sys.stderr)
         except subprocess.TimeoutExpired:
             self.process.kill()
             print("kinova: the arm's process did not end: PRESS THE EMERGENCY STOP IF IT MOVES", file=sys.stderr)
@@ -816,10 +835,13 @@ class KinovaPourCoffee(gym.Env):
             if not self.greeted:
                 self.operator.confirm(
                     f"the mug is at {np.round(state['position'], 2).tolist()} m. The arm will rise, turn the mug "
-                    "upright and go home. Is its way free, nobody within reach, and the emergency stop in hand?"
+                    f"upright and go home, each joint at up to {HOME_SPEED:g} deg/s. Is its way free, nobody within "
+                    "reach, and the emergency stop in hand?"
                 )
                 self.greeted = True
+            self.say("the arm goes home")
             self.demand("release")
+            state = self.demand("state")  # it may have been moved before the yes
             height = min(pour.kinematics(np.radians(spec.home))[0][2], spec.workspace_high[2] - 0.02)
             began = self.clock.now()
             while (up := height - state["position"][2]) > 0.005 or abs(state["angles"][2]) > 0.05:
@@ -839,8 +861,9 @@ class KinovaPourCoffee(gym.Env):
                 raise Failure(reason)
         self.operator.confirm(
             "the arm is at home. Empty the cup, fill the mug to the mark, seat it, wipe up. It will pour at "
-            f"{np.round(spec.goal, 3).tolist()} m, as taught, up to {spec.speed_max} m/s. Nobody within reach, and the "
-            "emergency stop in hand?" + (" (Enter during the episode: coffee was spilled)" if self.operator.key else "")
+            f"{np.round(spec.goal, 3).tolist()} m, as taught, up to {spec.speed_max} m/s, and then go "
+            "home by itself: stay clear until the next question. Nobody within reach, and the emergency stop in hand?"
+            + (" (Enter during the episode: coffee was spilled)" if self.operator.key else "")
         )
         self.greeted = True
         self.demand("release")
@@ -997,7 +1020,7 @@ def main(robot_ip: str = "192.168.1.10", teach: bool = False, speed: float = 0.0
     Args:
         robot_ip: the robot's address; "fake" rehearses on a simulated one
         teach: asks a person to show where the mug has to be to pour, and moves nothing
-        speed: m/s, at most; start with 0.03
+        speed: m/s, at most, of the pour (on the way home each joint turns at up to 10 deg/s); start with 0.03
         scale: a serial port with a scale under the tray
     """
     try:
@@ -1036,7 +1059,7 @@ if __name__ == "__main__":
         job = json.loads(sys.argv[3])
         given = job["specification"].items()
         job["specification"] = pour.Specification(**{k: tuple(v) if isinstance(v, list) else v for k, v in given})
-        guard(multiprocessing.connection.Connection(int(sys.argv[2])), **job)
+        sys.exit(not guard(multiprocessing.connection.Connection(int(sys.argv[2])), **job))
     else:
         import tyro
 

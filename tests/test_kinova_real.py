@@ -460,6 +460,46 @@ def test_a_stop_that_is_not_seen_to_work_is_a_failure_and_said(make, capsys):
     assert len(calls(env.world, "Stop")) > stops and env.world.speed == 0
 
 
+def test_an_arm_at_rest_that_refuses_the_stop_is_at_rest(make, capsys):
+    """By its feedback, for a second. PRESS THE EMERGENCY STOP, where it is pressed, would not be believed for long."""
+    env = make()
+    env.reset()
+    for _ in range(5):
+        env.step(np.array([0.0, -0.2, 0.1, 0]))
+    env.world.fault(fake_kortex.E_STOP)
+    env.world.fail("Stop", 1, times=100)
+    while not (reply := env.step(np.array([0.0, -0.2, 0.1, 0])))[3]:
+        pass
+    assert "fault" in reply[4]["reason"] and "EMERGENCY STOP" not in capsys.readouterr().err
+    assert not calls(env.world, "ApplyEmergencyStop") and env.guard.arm.confirmed
+    stops = calls(env.world, "Stop")[-5:]
+    assert stops[-1].time - stops[0].time > 0.5  # asked all the while
+
+
+def test_no_emergency_stop_by_who_has_moved_nothing(make, capsys):
+    """A person drives the arm by the gamepad; a fault would take it from them."""
+    env = make()
+    arm = env.guard.arm
+    env.clock.every(0.1, lambda: bool(arm.rpc(arm.base, "SendTwistCommand", slowly(arm, 0.03))) or True)
+    env.clock.advance(0.5)
+    env.close()
+    assert not arm.confirmed and calls(env.world, "Stop") and not calls(env.world, "ApplyEmergencyStop")
+
+
+@pytest.mark.parametrize("name", ["act", "state"])
+def test_what_waits_for_an_arms_process_that_was_frozen_moves_nothing(make, capsys, name):
+    env = make()
+    env.reset()
+    for _ in range(5):
+        env.step(np.array([0.0, -0.2, 0.1, 0]))
+    env.guard.busy, since = True, env.clock.now()
+    env.clock.advance(1.5)
+    with pytest.raises(kinova_real.Failure, match="no fresh command for 1.5"):
+        env.demand(name, *[np.array([0.3, 0.0, 0.1, 0])] * (name == "act"))
+    assert env.world.speed == 0
+    assert [call.method for call in calls(env.world, "SendTwistCommand", "Stop") if call.time > since] == ["Stop"]
+
+
 def test_a_yes_expires(make):
     env = make()
     env.reset()
@@ -492,6 +532,21 @@ def test_a_violation_asks_before_the_arm_goes_home(make, capsys):
     env.operator.confirm, before = ask, len(calls(env.world, "SendTwistCommand", "ExecuteAction"))
     env.reset()
     assert moved[0] == before < moved[1]
+
+
+def test_the_mug_is_lowered_before_the_yes(make):
+    """It rises from where it is, not from where it was when the question was asked."""
+    env = make()
+    env.world.place(fake_kortex.joints_at([0.5, -0.15, 0.45]))
+
+    def lower(text):
+        if "will rise" in text:
+            env.world.place(fake_kortex.joints_at([0.55, -0.2, 0.25]))
+
+    env.operator.confirm, since = lower, env.clock.now()
+    env.reset()
+    rising = [s.position for s in env.world.samples(since) if 0.26 < s.position[2] < HOME[2] - 0.006]
+    assert len(rising) > 100 and np.ptp([at[:2] for at in rising], axis=0).max() < 0.005
 
 
 def test_the_long_way_home_is_stopped(make, capsys, monkeypatch):
@@ -835,6 +890,35 @@ def test_the_arms_own_process_dies(tmp_path, arm, how):
     assert b"EMERGENCY STOP" in err
 
 
+def test_the_arms_own_process_is_frozen_and_goes_on(tmp_path, arm):
+    """By the command that waits for it the arm would start again, seconds after people saw it stop."""
+    process, guard = learner(tmp_path, arm, "go on")
+    os.kill(guard, signal.SIGSTOP)
+    time.sleep(1.5)
+    assert arm.world.speed == 0  # the robot's inactivity stop
+    since = time.monotonic()
+    os.kill(guard, signal.SIGCONT)
+    time.sleep(1.0)
+    assert max(np.linalg.norm(s.velocity) for s in arm.world.samples(since)) < 1e-3
+    process.kill()
+    assert b"no fresh command" in process.communicate()[1]
+
+
+def test_ctrl_c_and_the_arm_goes_on(tmp_path, arm):
+    """That no Stop reaches it is said, whoever ends."""
+    command = [sys.executable, str(ROOT / "kinova_real.py"), "--speed", "0.2", "--robot-ip", f"fake:{arm.address}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdin.write("yes\nyes\n")
+    process.stdin.flush()
+    while arm.world.speed < 0.05:
+        time.sleep(0.05)
+    for method in ("Stop", "ApplyEmergencyStop"):
+        arm.world.fail(method, "hang", times=1000)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert "NOT SEEN AT REST: PRESS THE EMERGENCY STOP" in err and err.strip().endswith("told to stop it"), err
+
+
 TRAIN = "--env-id PourCoffee --batch-size 32 --hidden-size 16 --learning-starts 50 --no-cuda".split()
 
 
@@ -944,6 +1028,7 @@ def test_the_first_motion_and_teaching(tmp_path):
         [*command, "--speed", "0.2"], cwd=tmp_path, input="yes\nyes\n", capture_output=True, text=True
     )
     assert moved.returncode == 0, moved.stderr
+    assert "PRESS" not in taught.stderr + moved.stderr
     assert "REHEARSAL" in moved.stdout and "failure: none" in moved.stdout and "overruns: " in moved.stdout
     for speed in ("0", "-1", "9", "nan"):
         refused = subprocess.run([*command, "--speed", speed], cwd=tmp_path, capture_output=True, text=True)
