@@ -466,7 +466,7 @@ class Arm:
         """A request -> (what it gives, the mode, kind of stop, reason). What fails stops the arm."""
         gives = None
         try:
-            if self.mode != "stopped":  # after a freeze of this process it comes before the tick that would have stopped
+            if self.mode != "stopped":  # after a freeze of this process a request comes before the tick
                 self.in_time()
             self.heard_at = self.clock.now()
             gives = getattr(self, name)(*arguments)
