@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import types
+import weakref
 
 import gymnasium as gym
 import numpy as np
@@ -379,8 +380,13 @@ class PourCoffee(gym.Env):
             raise ValueError(f"randomization has to be None or a Randomization, but it is {randomization!r}")
         reach = np.array([goal_range, goal_range, 0.0])
         goal, low, high = specification.goal, specification.workspace_low, specification.workspace_high
-        if not (goal_range >= 0 and (goal - reach > low).all() and (goal + reach < high).all()):
-            raise ValueError(f"goal_range has to be >= 0 and keep the goal in the workspace, but it is {goal_range}")
+        nearest = np.clip(specification.elbow, goal - reach, goal + reach)  # of all goals, to the elbow
+        free = np.linalg.norm(nearest - specification.elbow) > specification.elbow_radius
+        if not (goal_range >= 0 and (goal - reach > low).all() and (goal + reach < high).all() and free):
+            raise ValueError(
+                "goal_range has to be >= 0 and keep the goal in the workspace and out of the elbow's way, but around "
+                f"{goal} m it is {goal_range} m"
+            )
         # PyBullet remembers a file by its path, so the two mugs have one each
         models = {"tall": arm_urdf(0.08), "arm": arm_urdf(MUG_DEPTH / 2, mesh_dir), "cup": cup_urdf()}
 
@@ -388,6 +394,7 @@ class PourCoffee(gym.Env):
         self.acceleration_reward, self.spill_penalty = acceleration_reward, spill_penalty
         self.spill_violates, self.collision_violates = spill_violates, collision_violates
         self.randomization = randomization
+        self.metadata = self.metadata | {"render_fps": round(1 / specification.control_period)}
         high = np.array([specification.speed_max] * 3 + [specification.roll_rate_max], np.float32)
         self.action_space = gym.spaces.Box(-high, high)
         high = np.array([2, 2, 2, 4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4], np.float32)
@@ -399,6 +406,7 @@ class PourCoffee(gym.Env):
             for name, value in vars(pybullet).items()
         }
         self.bullet = types.SimpleNamespace(**names)
+        self.disconnect = weakref.finalize(self, self.bullet.disconnect)  # once: by close, or where this is dropped
         self.folder = tempfile.TemporaryDirectory()
         for name, xml in models.items():
             with open(os.path.join(self.folder.name, f"{name}.urdf"), "w") as file:
@@ -470,10 +478,8 @@ class PourCoffee(gym.Env):
         return np.array(image, np.uint8).reshape(480, 480, 4)[..., :3]
 
     def close(self):
-        if self.bullet is not None:
-            self.bullet.disconnect()
-            self.folder.cleanup()
-            self.bullet = None
+        self.disconnect()
+        self.folder.cleanup()
 
     def _build(self, model, goal, coffee, friction=FRICTION):
         """The whole world, anew: PyBullet's restoreState is not exact once there have been contacts."""

@@ -280,17 +280,23 @@ class Contract(gym.Wrapper):
         self.statistics["episodic_return"] += float(reward)
         self.statistics["episodic_length"] += 1
         for key, values in self.means.items():
-            values.extend([float(info[key])] if key in info else [])
+            values.extend([self.number(info, key)] if key in info else [])
         if terminated or truncated:
             self.statistics["violation"] = info["cost"]
-            kinds = {key: float(info[key] > 0) for key in info if key.startswith("cost_")}
+            kinds = {key: float(self.number(info, key) > 0) for key in info if key.startswith("cost_")}
             if "is_success" in info:  # at the last step, and no step violated
-                kinds["success"] = float(info["is_success"]) * (1 - info["cost"])
+                kinds["success"] = self.number(info, "is_success") * (1 - info["cost"])
             self.statistics |= self.kinds | kinds
             self.kinds |= dict.fromkeys(kinds, 0.0)  # for an environment that tells only what happened
             self.statistics |= {key: float(np.mean(values)) for key, values in self.means.items() if values}
             info["episode"] = self.statistics
         return obs, reward, terminated, truncated, info
+
+    def number(self, info, key):
+        try:
+            return float(info[key])
+        except (TypeError, ValueError):
+            fail(f'where {self.env_id} gives info["{key}"], that must be a number, not {info[key]}')
 
     def check_finite(self, **given):
         for name, numbers in given.items():
@@ -322,7 +328,8 @@ def make_env(env_id, render, **robot):
         known = f"Known: {', '.join(ENVIRONMENTS)}; besides, every id of Gymnasium, and my_module:MyEnv-v0"
         fail(f"cannot make --env-id {env_id}: {reason}. {known}")
     box = env.action_space
-    if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not np.isfinite([box.low, box.high]).all():
+    continuous = isinstance(box, gym.spaces.Box) and np.issubdtype(box.dtype, np.floating)
+    if not continuous or len(box.shape) != 1 or not np.isfinite([box.low, box.high]).all():
         fail(f"actions must be a bounded, one-dimensional Box (continuous), but {env_id} has {box}")
     if not env.observation_space.is_np_flattenable:
         fail(f"observations must fit a flat vector, but {env_id} has {env.observation_space}")
@@ -415,7 +422,8 @@ def load(path, fallback=None):
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch have a dozen for this
         problem = f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).partition(chr(10))[0]}"
-        if not fallback or not os.path.exists(fallback) or isinstance(error, (PermissionError, MemoryError)):
+        whole = isinstance(error, (PermissionError, MemoryError)) or "can't allocate memory" in problem
+        if whole or not fallback or not os.path.exists(fallback):
             fail(problem)
         print(f"note: {problem}; going back to {fallback}")
         if os.path.exists(path):  # or the next checkpoint would push the good one out
@@ -630,6 +638,8 @@ if __name__ == "__main__":
                 tensor.copy_(checkpoint["tensors"][name])
         global_step, episode, violations_total, recent_violations, recent_successes = checkpoint["counters"]
         kinds |= checkpoint.get("kinds", {})
+        if parent:  # the arm's own
+            violations_total, recent_violations, recent_successes = 0, [], []
         rng.bit_generator.state, torch_rng, cuda_rng = checkpoint["generators"]
         torch.set_rng_state(torch_rng)
         if device.type == "cuda" and cuda_rng is not None:
@@ -663,7 +673,10 @@ if __name__ == "__main__":
         if checkpoint_step is None:
             print(f"stopped at step {global_step}; the first checkpoint was not reached", file=sys.stderr)
         elif checkpoint_step < args.total_timesteps:
-            command = shlex.join(["python", sys.argv[0], "--resume", run_dir])
+            again = ["--resume", run_dir]
+            if args.resume and not parent:  # with the flags that were changed: no checkpoint may have them yet
+                again = sys.argv[1:]
+            command = shlex.join(["python", sys.argv[0], *again])
             print(
                 f"stopped at step {global_step}; the last good checkpoint in {run_dir} is of step {checkpoint_step}. "
                 f"To go on from it, {global_step - checkpoint_step} steps again: {command}", file=sys.stderr,

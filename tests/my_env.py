@@ -13,8 +13,8 @@ import numpy as np
 class MyEnv(gym.Env):
     metadata = {"render_modes": []}
 
-    def __init__(self, cost=None, terminates=True, action_space=None, infra_failure_at=None):
-        self.cost, self.terminates, self.infra_failure_at = cost, terminates, infra_failure_at
+    def __init__(self, cost=None, terminates=True, action_space=None, infra_failure_at=None, told=()):
+        self.cost, self.terminates, self.infra_failure_at, self.told = cost, terminates, infra_failure_at, told
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = action_space or gym.spaces.Box(-0.4, 0.4, (1,), np.float32)
 
@@ -27,7 +27,7 @@ class MyEnv(gym.Env):
         assert self.action_space.contains(action), action
         self.position, self.steps = self.position + float(action[0]), self.steps + 1
         violated = abs(self.position) > 1
-        info = {"is_success": self.position > 0.5, "acceleration": 1.0, "jerk": float(self.steps)}
+        info = {"is_success": self.position > 0.5, "acceleration": 1.0, "jerk": float(self.steps), **dict(self.told)}
         if self.cost != "none":
             info["cost"] = float(violated) if self.cost is None else self.cost
         failed = self.steps == self.infra_failure_at
@@ -110,6 +110,10 @@ gym.register("TextCost-v0", entry_point=MyEnv, kwargs={"cost": "much"})
 gym.register("NanCost-v0", entry_point=MyEnv, kwargs={"cost": np.nan})
 gym.register("NotTerminating-v0", entry_point=MyEnv, kwargs={"terminates": False})
 gym.register("Discrete-v0", entry_point=MyEnv, kwargs={"action_space": gym.spaces.Discrete(3)})
+gym.register("VectorJerk-v0", entry_point=MyEnv, kwargs={"told": {"jerk": [1.0, 2.0, 3.0]}})
+gym.register("NamedCosts-v0", entry_point=MyEnv, kwargs={"told": {"cost_names": ["outside"]}})
+gym.register("NoneSuccess-v0", entry_point=MyEnv, kwargs={"told": {"is_success": None}})
+gym.register("Integer-v0", entry_point=MyEnv, kwargs={"action_space": gym.spaces.Box(0, 5, (1,), np.int32)})
 UNBOUNDED, AWKWARD = gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Box(-1.5, 0.9, (1,))
 gym.register("Unbounded-v0", entry_point=MyEnv, kwargs={"action_space": UNBOUNDED})
 gym.register("Awkward-v0", entry_point=MyEnv, kwargs={"action_space": AWKWARD})

@@ -1,5 +1,6 @@
 """Tests of the benchmark environments, and of the installation that they stand on."""
 
+import gc
 import subprocess
 import sys
 
@@ -166,6 +167,53 @@ def test_egg_vectorised():
     assert obs.shape == (2, 65) and np.array_equal(obs[0], obs[1])
     envs.step(envs.action_space.sample())
     envs.close()
+
+
+IDS = ["HumanoidVelocity", "FrankaDrawerClose", "CarCircle2", "PushTopple", "EggManipulate"]
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_an_action_that_is_none_is_refused_and_changes_nothing(env_id):
+    env = gym.make(f"benchmark_envs:{env_id}").unwrapped
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, *env.action_space.shape)).astype(np.float32)
+    first = rollout(env, 3, actions)
+    for action in (np.full_like(actions[0], np.nan), np.append(actions[0][1:], np.inf), actions[0][:1], actions[:1]):
+        with pytest.raises(ValueError, match=f"an action is {actions.shape[1]} finite numbers, but this is "):
+            env.step(action)
+    assert same(rollout(env, 3, actions), first)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_what_cannot_be_shown_is_refused_at_once(env_id, monkeypatch):
+    for display in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(display, raising=False)
+    with pytest.raises(ValueError, match="render_mode has to be None, human or rgb_array, but it is 'ansi'"):
+        getattr(benchmark_envs, env_id)(render_mode="ansi")
+    with pytest.raises(RuntimeError, match="no display"):  # else GLFW and PyBullet end the process
+        getattr(benchmark_envs, env_id)(render_mode="human")
+
+
+@pytest.mark.parametrize("env_id", IDS[:1] + IDS[2:])
+def test_it_renders_after_it_was_closed(env_id):
+    env = getattr(benchmark_envs, env_id)(render_mode="rgb_array")
+    for _ in range(2):
+        env.reset(seed=0)
+        assert env.render().std() > 10
+        env.close()
+
+
+@pytest.mark.parametrize("env_id", ["benchmark_envs:FrankaDrawerClose", "pour_coffee_env:PourCoffee"])
+def test_a_simulation_ends_with_its_environment(env_id):
+    """PyBullet would keep 25 to 80 MB for each."""
+    import pybullet
+
+    env = gym.make(env_id)
+    client = env.unwrapped.bullet.disconnect.keywords["physicsClientId"]
+    assert pybullet.isConnected(client)
+    del env
+    gc.collect()
+    assert not pybullet.isConnected(client)
 
 
 @pytest.mark.filterwarnings("ignore")

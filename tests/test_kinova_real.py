@@ -984,6 +984,7 @@ def test_from_the_twin_to_the_arm(tmp_path, arm):
     states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (parent, child)]
     assert states[1]["args"]["learning_starts"] == 500 and states[1]["args"]["checkpoint_every"] == 100
     D = [state["parts"]["D"] for state in states]
+    assert states[0]["counters"][2] > 0 and states[1]["counters"][2] == 0  # the violations are the arm's own
     assert D[1]["added"] == D[0]["added"] + 80 and torch.equal(D[1]["obs"][: D[0]["added"]], D[0]["obs"])
     assert before == {path: path.read_bytes() for path in parent.glob("*.pt")}
 

@@ -376,6 +376,8 @@ def test_what_is_spilled_and_what_is_poured(env):
         (lambda: pour.PourCoffee("ansi"), "render_mode"),
         (lambda: pour.PourCoffee(goal_range=-0.1), "goal_range"),
         (lambda: pour.PourCoffee(goal_range=0.5), "goal_range"),
+        (lambda: pour.PourCoffee(goal_range=0.149), "elbow's way"),
+        (lambda: pour.PourCoffee(specification=pour.Specification(goal=(0.52, -0.13, 0.30))), "elbow's way"),
         (lambda: pour.PourCoffee(randomization=True), "randomization"),
         (lambda: pour.Randomization(friction=(0.2, 0.1)), "friction"),
         (lambda: pour.Randomization(fill=(0, 1)), "fill"),

@@ -252,6 +252,7 @@ def test_push_renders_after_another_environment_closed(push):
 
 def test_push_human_rendering_shows_every_step(monkeypatch):
     """Without a window: only what PushTopple asks of the renderer."""
+    monkeypatch.setenv("DISPLAY", ":0")
     env, renderer = gym.make("benchmark_envs:PushTopple", render_mode="human"), MagicMock()
     monkeypatch.setattr(env.unwrapped.fetch, "mujoco_renderer", renderer)
     env.reset(seed=0), env.step(ACTIONS[0]), env.step(ACTIONS[1])
@@ -278,6 +279,11 @@ def test_push_arguments():
     assert reward == -1.0
     assert episode(env, 0, SafePush())["cost_topple"] == 1.0
     env.close()
+
+
+def test_push_an_unknown_reward_is_refused():
+    with pytest.raises(ValueError, match="reward_type has to be dense or sparse, but it is 'Sparse'"):
+        gym.make("benchmark_envs:PushTopple", reward_type="Sparse")
 
 
 def test_push_vectorised():

@@ -173,6 +173,16 @@ def test_signals(folder, signum, code):
     assert result.returncode == 0 and load(run_dir)["step"] == 500
 
 
+def test_a_signal_before_a_resumed_runs_first_checkpoint(folder, copied):
+    """The flags that were changed are in no checkpoint yet, so the command has them."""
+    again = ["--resume", str(copied), "--total-timesteps", "100000", "--checkpoint-every", "0"]
+    process = subprocess.Popen([sys.executable, SCRIPT, *again], cwd=folder, stderr=subprocess.PIPE, text=True)
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"python {SCRIPT} {' '.join(again)}\n" in stderr
+
+
 def test_a_signal_before_the_first_checkpoint(folder):
     flags = (*TOY, "--checkpoint-every", 0, "--total-timesteps", 100_000)
     process, run_dir = start(folder, SCRIPT, *flags, stderr=subprocess.PIPE)
