@@ -295,6 +295,7 @@ class Arm:
                 self.stop("failure", str(failure))
 
     def in_time(self):
+        """Failure where who commands has been silent for too long."""
         since, most = self.heard_at if self.mode == "homing" else self.commanded_at, WATCHDOG
         if since is None:
             since, most = self.released_at, PATIENCE

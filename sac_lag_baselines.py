@@ -422,8 +422,8 @@ def load(path, fallback=None):
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch have a dozen for this
         problem = f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).partition(chr(10))[0]}"
-        whole = isinstance(error, (PermissionError, MemoryError)) or "can't allocate memory" in problem
-        if whole or not fallback or not os.path.exists(fallback):
+        unread = isinstance(error, (PermissionError, MemoryError)) or "can't allocate memory" in problem
+        if unread or not fallback or not os.path.exists(fallback):
             fail(problem)
         print(f"note: {problem}; going back to {fallback}")
         if os.path.exists(path):  # or the next checkpoint would push the good one out
