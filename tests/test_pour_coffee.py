@@ -405,6 +405,12 @@ def test_an_action_that_is_none_is_refused_and_nothing_moves(env, action):
     assert np.array_equal(before, env.unwrapped._observation())
 
 
+def test_videos_have_the_speed_of_the_task(env):
+    fast = pour.PourCoffee(specification=pour.Specification(control_period=0.05))
+    assert [one.metadata["render_fps"] for one in (fast, env, pour.PourCoffee)] == [20, 10, 10]
+    fast.close()
+
+
 def test_an_action_outside_the_box_is_clipped(env):
     runs = []
     for action in ((9, 0, 0, 9), (0.5, 0, 0, 0.8)):
