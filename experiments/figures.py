@@ -248,6 +248,7 @@ MEASURES = {
     "π gets": lambda c: c["critics/got_c"][-1, 1],
 }
 ROBUSTNESS = {name: MEASURES[name] for name in ("violations, whole run", "violation rate, end", "return, end")}
+STARTED = MEASURES | {"ε after a fifth": lambda c: np.interp(c["meta/epsilon"][-1, 0] / 5, *c["meta/epsilon"].T)}
 
 
 def deployed(metric):
@@ -338,6 +339,7 @@ def claims_table(runs):
     norms = [lambda c, tag=tag: at_end(abs(c[f"gradients/{tag}"])) for tag in ("reward", "safety")]
     promises = [lambda c, tag=tag: c[f"critics/{tag}"][-1, 1] for tag in ("promised_r", "got_r")]
     alpha, nu = MEASURES["α, last"], MEASURES["ν, last"]
+    half = lambda c: np.interp(c["charts/violations_total"][-1, 0] / 2, *c["charts/violations_total"].T)
     rate, steps = MEASURES["violation rate, end"], lambda c: per_episode(c, "charts/episodic_length", LAST)
     compared = {
         "(a) violations, whole run": (meta, baselines, "violations, whole run", fewer, 1),
@@ -352,12 +354,14 @@ def claims_table(runs):
     rows = {
         "(c) ε ends at (and is within 0.05 of it from step), Eq. 14": lambda e: ends(e, meta),
         "(c) the same, Eq. 16": lambda e: ends(e, nonlinear),
+        "violations in the first half, Eq. 14": lambda e: each(e, meta, half),
+        "those, SACv2-Lag": lambda e: each(e, "sacv2-lag", half),
         "ν, last, Eq. 14": lambda e: each(e, meta, nu),
         "α, last, Eq. 14": lambda e: each(e, meta, alpha),
         "α, last, Eq. 16": lambda e: each(e, nonlinear, alpha),
         "α, last, SACv2-Lag": lambda e: each(e, "sacv2-lag", alpha),
         "norms of g_r and of ν' g_c, end, Eq. 14": lambda e: each(e, meta, *norms),
-        "those, SACv2-Lag": lambda e: each(e, "sacv2-lag", *norms),
+        "those norms, SACv2-Lag": lambda e: each(e, "sacv2-lag", *norms),
         "evaluated: success, best of all runs": lambda e: best(e, "eval/success"),
         "E[Q_r] promised at initial states, and what comes, Eq. 14": lambda e: each(e, meta, *promises),
         "both, SACv2-Lag": lambda e: each(e, "sacv2-lag", *promises),
@@ -403,21 +407,21 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         runs = read(folder) if folder.is_dir() and folder.name != "threshold" else {}
         compared = whole(runs)
         controls = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in CONTROLS}
-        started = {pair: of_seeds for pair, of_seeds in runs.items() if "@" in pair[1]}
-        arms = {pair: of_seeds for pair, of_seeds in runs.items() if "twin/jerk" in next(iter(of_seeds.values()))}
+        of_grid = {pair: of_seeds for pair, of_seeds in runs.items() if "@" in pair[1]}
+        of_arms = {pair: of_seeds for pair, of_seeds in runs.items() if "twin/jerk" in next(iter(of_seeds.values()))}
         if table:
             if compared:
                 print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
-            for of, measures in ((controls, MEASURES), (arms, DEPLOYED), (started, MEASURES)):
+            for of, measures in ((controls, MEASURES), (of_arms, DEPLOYED), (of_grid, STARTED)):
                 if of:
                     print(f"{folder}\n\n{results_table(of, measures)}\n")
             continue
         prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
         figures = [(figure_2, compared, "figure_2"), (figure_threshold, compared, "threshold")] if compared else []
-        if arms:
-            figures.append((figure_3, arms, "figure_3"))
-        if all(any(f"{algo}@" in name for _, name in started) for algo in ("meta-sac-lag", "sacv2-lag")):
-            figures.append((figure_robustness, started, "robustness"))
+        if of_arms:
+            figures.append((figure_3, of_arms, "figure_3"))
+        if all(any(f"{algo}@" in name for _, name in of_grid) for algo in ("meta-sac-lag", "sacv2-lag")):
+            figures.append((figure_robustness, of_grid, "robustness"))
         for figure, of, name in figures:
             figure(of, f"{prefix}{name}.png")
             print(f"{prefix}{name}.png")
