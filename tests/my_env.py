@@ -1,7 +1,7 @@
 """An environment of somebody else, for the tests: a point on a line that must not leave [-1, 1].
 
 Observation: position (m), step / 20. Action: velocity in [-0.4, 0.4] m/s, 1 s a step. Reward: the position. Cost beyond
-1 m on either side. 20 steps. Its variants break the contract in one way each.
+1 m on either side. 20 steps. Its variants break the contract, or use it otherwise, in one way each.
 """
 
 import random
@@ -13,8 +13,9 @@ import numpy as np
 class MyEnv(gym.Env):
     metadata = {"render_modes": []}
 
-    def __init__(self, cost=None, terminates=True, action_space=None, infra_failure_at=None, told=()):
+    def __init__(self, cost=None, terminates=True, action_space=None, infra_failure_at=None, ends_at=None, told=()):
         self.cost, self.terminates, self.infra_failure_at, self.told = cost, terminates, infra_failure_at, told
+        self.ends_at = ends_at  # steps after which it terminates without a violation
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = action_space or gym.spaces.Box(-0.4, 0.4, (1,), np.float32)
 
@@ -26,6 +27,7 @@ class MyEnv(gym.Env):
     def step(self, action):
         assert self.action_space.contains(action), action
         self.position, self.steps = self.position + float(action[0]), self.steps + 1
+        assert self.ends_at is None or self.steps <= self.ends_at, "reset() has to come first"
         violated = abs(self.position) > 1
         info = {"is_success": self.position > 0.5, "acceleration": 1.0, "jerk": float(self.steps), **dict(self.told)}
         if self.cost != "none":
@@ -33,7 +35,8 @@ class MyEnv(gym.Env):
         failed = self.steps == self.infra_failure_at
         if failed:
             info["infra_failure"] = True
-        return self.observation(), self.position, violated and self.terminates, self.steps == 20 or failed, info
+        terminated = violated and self.terminates or self.steps == self.ends_at
+        return self.observation(), self.position, terminated, self.steps == 20 or failed, info
 
     def observation(self):
         return np.array([self.position, self.steps / 20], np.float32)
@@ -46,6 +49,14 @@ class TellsWhatHappened(gym.Wrapper):
         *rest, info = self.env.step(action)
         told = {"is_success": info.pop("is_success"), "cost_outside": info["cost"]}
         return *rest, info | {key: value for key, value in told.items() if value}
+
+
+class Weighs(gym.Wrapper):
+    """A violation costs 25 on the right and 0.3 on the left."""
+
+    def step(self, action):
+        obs, *rest, info = self.env.step(action)
+        return obs, *rest, info | {"cost": info["cost"] * (25.0 if obs[0] > 0 else 0.3)}
 
 
 class GlobalRandom(gym.Wrapper):
@@ -118,6 +129,8 @@ UNBOUNDED, AWKWARD = gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Box(-1.5,
 gym.register("Unbounded-v0", entry_point=MyEnv, kwargs={"action_space": UNBOUNDED})
 gym.register("Awkward-v0", entry_point=MyEnv, kwargs={"action_space": AWKWARD})
 gym.register("InfraFailure-v0", entry_point=MyEnv, kwargs={"infra_failure_at": 15})
+gym.register("Ends-v0", entry_point=MyEnv, kwargs={"ends_at": 7})
+gym.register("Weighs-v0", entry_point=lambda: Weighs(MyEnv()))
 gym.register("Dict-v0", entry_point=DictEnv)
 gym.register("Sequence-v0", entry_point=SequenceEnv)
 gym.register("TellsWhatHappened-v0", entry_point=lambda: TellsWhatHappened(MyEnv()))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers import ROOT, SCRIPT, SHORT, assert_one_line, run, scalars, train
 
-from meta_sac_lag import ReplayBuffer, save
+from meta_sac_lag import ReplayBuffer, episode_seed, save
 
 KILL_AT = ROOT / "tests" / "kill_at.py"
 TOY = (*SHORT, "--env-id", "my_env:GlobalRandom-v0", "--total-timesteps", 500, "--checkpoint-every", 60)
@@ -541,3 +541,21 @@ def test_videos(tmp_path):
 
 def test_videos_of_an_environment_that_cannot_draw(folder):
     assert_one_line(run(folder, *TOY, "--capture-video"), "rgb_array", "GlobalRandom-v0")
+
+
+def test_an_evaluations_episodes_are_none_of_the_trainings(folder, train_here, monkeypatch):
+    import my_env
+
+    seeds, reset = [], my_env.MyEnv.reset
+
+    def note(self, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(self, seed=seed, options=options)
+
+    monkeypatch.setattr(my_env.MyEnv, "reset", note)
+    names = train_here("my_env:MyEnv-v0", *SHORT, "--eval-every", 300, "--episodes", 3)
+    trained, evaluated = seeds[:-3], seeds[-3:]
+    assert len(trained) == names["episode"] > 15
+    assert trained == [episode_seed(1, k) for k in range(len(trained))]
+    assert evaluated == [episode_seed(1, k, stream=1) for k in range(3)]
+    assert len(set(seeds)) == len(seeds)

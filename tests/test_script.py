@@ -12,6 +12,9 @@ import torch
 from helpers import ROOT, SCRIPT, SHORT, assert_one_line, run, scalars, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import meta_sac_lag
+import sac_lag_baselines
+
 TAGS = (
     "charts/episodic_return charts/episodic_length charts/violation charts/violation_rate charts/violations_total "
     "charts/success_rate charts/SPS meta/epsilon meta/alpha meta/nu meta/nu_star meta/grad_epsilon meta/grad_alpha "
@@ -113,6 +116,55 @@ def test_buffers_get_the_transitions_they_should(folder, train_here, in_d):
     assert abs(D["action"]).max() > 0.9 and abs(D["action"]).max() <= 1
 
 
+def test_an_end_without_a_violation_is_terminal_too(folder, train_here):
+    D, n = (names := train_here("my_env:Ends-v0", *SHORT))["D"].rows, len(names["D"])
+    seventh = D["next_obs"][:n, 1] == np.float32(7 / 20)
+    assert (D["terminated"][:n] == seventh | (D["cost"][:n] == 1)).all()
+    assert (D["cost"][:n][seventh] == 0).sum() > 3 and D["cost"][:n].sum() > 3
+
+
+def test_whatever_a_violation_costs_it_is_one_violation(folder, train_here):
+    """Q_c is a probability: a cost of 25, or of 0.3, would take its targets out of [0, 1]."""
+    names = train_here("my_env:Weighs-v0", *SHORT)
+    D, n = names["D"].rows, len(names["D"])
+    right, left = D["next_obs"][:n, 0] > 1, D["next_obs"][:n, 0] < -1
+    assert right.any() and left.any() and (D["cost"][:n] == (right | left)).all()
+    written = scalars(next(folder.glob("runs/*")))
+    assert {value for _, value in written["charts/violation"]} == {0, 1}
+    assert written["charts/violations_total"][-1][1] == (right | left).sum()
+
+
+def test_what_the_flags_make(folder, train_here):
+    """The networks, optimizers and buffers that the tests of the mathematics make for themselves."""
+    names = train_here("my_env:MyEnv-v0", *SHORT, "--q-lr", 0.002, "--alpha-lr", 0.003, "--buffer-size", 90)
+    trained = {net: list(names[net].parameters()) for net in ("qr", "qc")} | {"alpha": [names["log_alpha"]]}
+    for name, parameters in trained.items():
+        (group,) = names[f"{name}_optimizer"].param_groups
+        assert group["lr"] == (0.003 if name == "alpha" else 0.002)
+        assert list(map(id, group["params"])) == list(map(id, parameters))
+        assert names[f"{name}_optimizer"].state  # it has stepped
+    assert all(names[net].probability for net in ("qc", "qc_target"))
+    assert not any(names[net].probability for net in ("qr", "qr_target"))
+    assert names["D"].capacity == names["D_s"].capacity == 90 == len(names["D"])
+    assert names["D_0"].capacity == 10_000
+
+
+def test_the_defaults():
+    """The paper's where it has one, and README's "Paper / ours / why"."""
+    expected = dict(
+        total_timesteps=1_000_000, learning_starts=5000, buffer_size=1_000_000, batch_size=256, hidden_size=256,
+        gamma_r=0.99, gamma_c=0.99, tau=0.005, policy_lr=3e-4, q_lr=1e-3, rmsprop_decay=0.99, reward_scale=1,
+        nu_init=None, nu_lr=3e-4, epsilon_init=1, epsilon_lr=3e-4, alpha_init=1, alpha_lr=3e-4,
+        epsilon_objective="linear", epsilon_step="ascent", alpha_through_epsilon=True, store_violations_in_d=True,
+        initial_states=256, checkpoint_every=10_000, eval_every=0, episodes=10, seed=1, cuda=True, real_robot=False,
+    )  # fmt: skip
+    for script in (meta_sac_lag, sac_lag_baselines):
+        defaults = vars(script.Args())
+        assert defaults["epsilon_init"] == (1 if script is meta_sac_lag else None)  # the baselines': Table 1's
+        assert all(defaults[name] == expected[name] for name in expected.keys() & defaults.keys() - {"epsilon_init"})
+    assert len(expected.keys() & vars(sac_lag_baselines.Args())) == len(expected) - 4  # of epsilon's step
+
+
 def test_actions_are_uniform_first_and_then_sampled_from_the_policy(folder, train_here):
     actions = train_here("my_env:MyEnv-v0", *SHORT)["D"].rows["action"]
     assert actions[:100].std() == pytest.approx(1 / np.sqrt(3), abs=0.06)  # uniform on [-1, 1]
@@ -149,7 +201,9 @@ def test_logged_episodes(folder, train_here):
     names = train_here("my_env:MyEnv-v0", *SHORT, "--reward-scale", 50)
     written = scalars(next(folder.glob("runs/*")))
     length, violation = dict(written["charts/episodic_length"]), dict(written["charts/violation"])
-    assert all(abs(value) <= length[step] * 1.4 for step, value in written["charts/episodic_return"])
+    for step, value in written["charts/episodic_return"]:
+        rewards = names["D"].rows["reward"][step - int(length[step]): step]
+        assert value == pytest.approx(rewards.sum(), abs=1e-4)
     rate, total = written["charts/violation_rate"], written["charts/violations_total"]
     assert rate[-1][1] == pytest.approx(sum(violation.values()) / len(violation))
     assert total[-1][1] == sum(violation.values())
@@ -157,6 +211,14 @@ def test_logged_episodes(folder, train_here):
     successes = np.diff([rate * (i + 1) for i, (_, rate) in enumerate(written["charts/success_rate"])], prepend=0)
     assert all(success < 0.5 for success, v in zip(successes, violation.values()) if v) and successes.max() > 0.5
     assert all(value == pytest.approx((length[step] + 1) / 2) for step, value in written["charts/jerk"])
+
+
+def test_rates_are_means_over_the_last_100_episodes(folder, train_here):
+    train_here("my_env:MyEnv-v0", *SHORT, "--total-timesteps", 2500, "--learning-starts", 2500)
+    written = scalars(next(folder.glob("runs/*")))
+    violation = [value for _, value in written["charts/violation"]]
+    rate = written["charts/violation_rate"][-1][1]
+    assert rate == pytest.approx(np.mean(violation[-100:])) != pytest.approx(np.mean(violation))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +240,8 @@ def test_the_other_tasks_of_table_1(folder, train_here, env_id, nu, kinds):
 
 def test_table_1_for_either_spelling(folder, train_here):
     short = (*SHORT, "--total-timesteps", 30)
-    assert train_here("benchmark_envs:EggManipulate", *short)["nu"] == 100
+    names = train_here("benchmark_envs:EggManipulate", *short)
+    assert names["nu"] == 100 and names["epsilon"] == 1 and names["log_alpha"] == 0  # epsilon_0 = alpha_0 = 1
     assert train_here("my_env:MyEnv-v0", *short)["nu"] == 10
     assert train_here("EggManipulate", *short, "--nu-init", 3)["nu"] == 3
 
@@ -186,6 +249,9 @@ def test_table_1_for_either_spelling(folder, train_here):
 def test_actions_stay_inside_an_awkward_box(folder, train_here):
     """float32 rounding takes low + (1 + 1) / 2 (high - low) past high for this box; the environment would refuse it."""
     names = train_here("my_env:Awkward-v0", *SHORT, "--alpha-init", 1)
+    D, n = names["D"].rows, len(names["D"])
+    moved = D["next_obs"][:n, 0] - D["obs"][:n, 0]
+    np.testing.assert_allclose(moved, -1.5 + 2.4 * (D["action"][:n, 0] + 1) / 2, atol=1e-6)
     box, a = names["env"].box, np.float32(1)
     assert box.low + (a + 1) / 2 * (box.high - box.low) > box.high
 
