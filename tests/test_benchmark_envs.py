@@ -91,8 +91,13 @@ def test_egg_success(egg):
     hand = egg.unwrapped.hand
     assert egg.step(np.zeros(20, np.float32))[4]["is_success"] == 0.0
     hand.goal[3:] = hand.data.joint("object:joint").qpos[3:]
-    info = egg.step(np.zeros(20, np.float32))[4]
-    assert info["is_success"] == 1.0 and info["rotation_error"] < 0.1
+    _, _, terminated, _, info = egg.step(np.zeros(20, np.float32))
+    assert info["is_success"] == 1.0 and info["rotation_error"] < 0.1 and not terminated
+    for angle in (0.099, 0.101):
+        turn = np.array([np.cos(angle / 2), 0.6 * np.sin(angle / 2), 0.8 * np.sin(angle / 2), 0])
+        mujoco.mju_mulQuat(hand.goal[3:], turn, hand.data.joint("object:joint").qpos[3:])
+        info = egg.unwrapped._info(0.0)
+        assert info["rotation_error"] == pytest.approx(angle, abs=1e-5) and info["is_success"] == (angle < 0.1)
 
 
 def test_egg_open_hand_drops_it(egg):
@@ -113,29 +118,40 @@ def test_egg_full_grip_crushes_it(egg):
 
 
 def test_egg_force_is_the_largest_contact_over_the_substeps(egg):
-    """Against the sum of external forces on the egg: with one contact only, that contact's force is the whole."""
+    """Against MuJoCo's force of each contact; where there is but one, also against the external forces on the egg."""
     egg.reset(seed=1)
-    env, hand = egg.unwrapped, egg.unwrapped.hand
-    model, data = hand.model, hand.data
-    body, checked = model.geom("object").bodyid[0], 0
-    rng = np.random.default_rng(0)
-    for _ in range(400):
-        data.ctrl[:] = rng.uniform(*model.actuator_ctrlrange.T)
-        mujoco.mj_step(model, data)
-        if ((data.contact.geom1 == env.egg_geom) | (data.contact.geom2 == env.egg_geom)).sum() == 1:
+    env, rng, wrench, substeps = egg.unwrapped, np.random.default_rng(0), np.zeros(6), []
+    model, data, largest_contact_force = env.hand.model, env.hand.data, env._largest_contact_force
+    body = model.geom("object").bodyid[0]
+
+    def recorded():
+        contacts, force = [], largest_contact_force()
+        for contact in np.flatnonzero((data.contact.geom1 == env.egg_geom) | (data.contact.geom2 == env.egg_geom)):
+            mujoco.mj_contactForce(model, data, contact, wrench)
+            contacts.append(np.linalg.norm(wrench[:3]))
+        assert force == pytest.approx(max(contacts, default=0.0), rel=1e-9)
+        if len(contacts) == 1:
             mujoco.mj_rnePostConstraint(model, data)
-            assert env._largest_contact_force() == pytest.approx(np.linalg.norm(data.cfrc_ext[body, 3:]), rel=1e-6)
-            checked += 1
-    assert checked > 5
+            assert force == pytest.approx(np.linalg.norm(data.cfrc_ext[body, 3:]), rel=1e-6)
+        substeps.append((force, len(contacts)))
+        return force
+
+    env._largest_contact_force = recorded
+    for step in range(1, 21):
+        info = env.step(rng.uniform(-1, 1, 20))[4]
+        assert len(substeps) == 20 * step and info["contact_force"] == max(substeps[-20:])[0]
+        assert info["cost_force"] == (info["contact_force"] > 20)
+    counts = [count for _, count in substeps]
+    assert counts.count(1) > 5 and counts.count(2) > 5 and max(counts) > 2
+    assert [env._info(force)["cost_force"] for force in (19.9, 20.1)] == [0.0, 1.0]
 
 
 def test_egg_zero_action_is_safe(egg):
     for seed in range(3):
         egg.reset(seed=seed)
-        for _ in range(100):
+        for step in range(1, 101):
             _, _, terminated, truncated, info = egg.step(np.zeros(20, np.float32))
-            assert not terminated and info["contact_force"] < 5
-        assert truncated
+            assert not terminated and info["contact_force"] < 5 and truncated == (step == 100)
 
 
 def test_egg_random_policy_violates_sometimes():
@@ -169,7 +185,12 @@ def test_egg_vectorised():
     envs.close()
 
 
-IDS = ["HumanoidVelocity", "FrankaDrawerClose", "CarCircle2", "PushTopple", "EggManipulate"]
+STEPS = {"HumanoidVelocity": 1000, "FrankaDrawerClose": 192, "CarCircle2": 500, "PushTopple": 50, "EggManipulate": 100}
+IDS = list(STEPS)
+
+
+def test_time_limits():
+    assert {env_id: gym.spec(env_id).max_episode_steps for env_id in IDS} == STEPS
 
 
 @pytest.mark.parametrize("env_id", IDS)

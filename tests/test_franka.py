@@ -275,6 +275,14 @@ def test_franka_scripted_policy_closes_the_drawer_safely_and_it_springs_back_whe
     assert released[-1][4]["drawer_opening"] > 0.13
 
 
+def test_franka_success_is_less_than_1_cm_open(franka):
+    env = franka.unwrapped
+    for opening in (0.0, 0.009, 0.011):
+        env.reset()
+        env.bullet.resetJointState(env.body, env.DRAWER, opening)
+        assert env._look()[2]["is_success"] == (opening < 0.01)
+
+
 def test_franka_drawer_spring_and_friction(franka):
     """min(30 (0.2 - q), 4) N less 2 N of friction on 3 kg: from 0 it opens at 2/3 m/s^2, from 0.15 m it stays."""
     env = franka.unwrapped

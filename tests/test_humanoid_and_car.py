@@ -151,10 +151,6 @@ def test_renders_without_a_display(env, env_id):
     env.close(), env.close()
 
 
-def test_time_limit(env, env_id):
-    assert env.spec.max_episode_steps == {"HumanoidVelocity": 1000, "CarCircle2": 500}[env_id]
-
-
 def test_out_of_box_actions_are_clipped(env):
     outside = 3 * random_actions(env.action_space, 20)
     inside = np.clip(outside, env.action_space.low, env.action_space.high)
@@ -202,6 +198,14 @@ def test_humanoid_speed_is_the_centre_of_masss(humanoid):
         before = data.subtree_com[1, :2].copy()
         info = humanoid.step(action)[4]
         assert info["speed"] == pytest.approx(np.linalg.norm(data.subtree_com[1, :2] - before) / 0.015, abs=0.05)
+
+
+@pytest.mark.parametrize("velocity", [(-2, 0), (0, 2), (0, -2), (1.1, 1.1)])
+def test_humanoid_too_fast_in_any_direction(humanoid, velocity):
+    humanoid.reset(seed=0)
+    humanoid.unwrapped.humanoid.data.qvel[:2] = velocity
+    info = humanoid.step(np.zeros(17, np.float32))[4]
+    assert info["cost_velocity"] == 1.0 and info["speed"] == pytest.approx(np.linalg.norm(velocity), abs=0.1)
 
 
 def test_humanoid_max_speed():

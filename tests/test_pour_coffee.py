@@ -96,13 +96,21 @@ def test_the_same_seed_is_the_same_episode_whatever_came_before(env, episodes):
     assert np.array_equal(first, trajectory(3)) and not np.array_equal(first, other)
 
 
+def test_goals_fill_their_range_in_x_and_y_alone(env):
+    goals = np.array([env.reset(seed=seed)[0][9:12] for seed in range(40)])
+    offsets = goals - pour.SPECIFICATION.goal
+    for end in (-offsets.min(0), offsets.max(0)):
+        assert (0.04 < end[:2]).all() and (end[:2] < 0.05 + 1e-6).all() and end[2] < 1e-6
+
+
 @pytest.mark.parametrize("episodes", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_standing_still_keeps_the_mug_full_and_in_its_place(env, episodes):
     for seed in range(episodes):
         start, _ = env.reset(seed=seed)
-        for _ in range(100):
-            obs, _, terminated, _, info = env.step(np.zeros(4, np.float32))
-        assert info["spilled"] == info["poured"] == 0 and not terminated
+        for step in range(1, 101):
+            obs, _, terminated, truncated, info = env.step(np.zeros(4, np.float32))
+            assert not terminated and truncated == (step == 100)
+        assert info["spilled"] == info["poured"] == 0
         assert np.linalg.norm(obs[:3] - start[:3]) < 1e-3 and np.abs(obs[3:6]).max() < 2e-3
 
 
@@ -190,7 +198,7 @@ def test_equation_17_by_hand(env_id, monkeypatch):
             env.position, env.angles = env.goal + (0, distance, 0), np.array([0, 0, roll])
             env.velocity = env.last_velocity + (0.1 * acceleration, 0, 0)
 
-        info = dict(env._info(acceleration, 0.0), spilled=3 * spilled)
+        info = dict(env._info(acceleration, 0.0), spilled=int(spilled))
         monkeypatch.setattr(env, "_drive", lambda command: look())
         monkeypatch.setattr(env, "_info", lambda acceleration, jerk: dict(info, acceleration=acceleration))
         reward = env.step(np.zeros(4))[1]
@@ -203,6 +211,17 @@ def test_the_rewards_distance_is_the_observed_one(env):
     for action in ((0.2, 0, 0, 0), (-0.3, -0.3, 0.2, 0.4)):
         obs, reward, *_ = env.step(np.array(action, np.float32))
         assert reward == pytest.approx(-2 * np.linalg.norm(obs[:3].astype(float) - obs[9:12]), abs=1e-5)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_one_sphere_spilled_is_a_violation_but_in_sim2(env_id):
+    env = gym.make(f"pour_coffee_env:{env_id}")
+    env.reset(seed=0)
+    env.unwrapped.bullet.resetBasePositionAndOrientation(env.unwrapped.spheres[0], (0.3, 0.3, 0.01), (0, 0, 0, 1))
+    _, _, terminated, _, info = env.step(np.zeros(4, np.float32))
+    assert info["spilled"] == 1
+    assert info["cost"] == info["cost_spill"] == terminated == (env_id != "PourCoffeeSim2")
+    env.close()
 
 
 def test_where_a_spill_is_no_violation_it_is_told_all_the_same():

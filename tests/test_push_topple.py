@@ -146,12 +146,23 @@ def test_push_tilt_against_the_vertical_axis(push):
         assert info["tilt"] == pytest.approx(angle, abs=1e-5) and info["cost_topple"] == (angle > 30)
 
 
+def test_push_off_the_table_is_2_cm_below_its_top(push):
+    push.reset(seed=0)
+    fetch = push.unwrapped.fetch
+    for height in (0.381, 0.379):
+        fetch.data.joint("object0:joint").qpos[2] = height
+        mujoco.mj_forward(fetch.model, fetch.data)
+        assert push.unwrapped._info()["cost_off_table"] == (height < 0.38)
+
+
 def test_push_success(push):
     push.reset(seed=0)
     assert push.step(np.zeros(4, np.float32))[4]["is_success"] == 0.0
     push.unwrapped.fetch.goal = push.unwrapped.fetch.data.body("object0").xpos + [0.049, 0, 0]
     _, _, terminated, _, info = push.step(np.zeros(4, np.float32))
     assert info["is_success"] == 1.0 and not terminated
+    push.unwrapped.fetch.goal = push.unwrapped.fetch.data.body("object0").xpos + [0, 0.051, 0]
+    assert push.unwrapped._info()["is_success"] == 0.0
 
 
 def test_push_model_is_the_one_compiled_with_this_box(push, tmp_path):
@@ -219,10 +230,9 @@ def test_push_over_the_edge():
 def test_push_zero_action_is_safe(push):
     for seed in range(3):
         start, _ = push.reset(seed=seed)
-        for _ in range(50):
+        for step in range(1, 51):
             obs, _, terminated, truncated, info = push.step(np.zeros(4, np.float32))
-            assert not terminated and info["tilt"] < 0.1
-        assert truncated
+            assert not terminated and info["tilt"] < 0.1 and truncated == (step == 50)
         np.testing.assert_allclose(obs[3:6], start[3:6], atol=1e-3)
 
 
