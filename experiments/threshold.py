@@ -1,7 +1,8 @@
 """What epsilon does, with learned critics: the sign of its step, its objective and nu's rate, and what moves alpha.
 
-    python experiments/threshold.py run --jobs 2        # each run of RUNS that has no CSV yet: 15-20 minutes on a core
-    python experiments/threshold.py csv runs/FOLDER     # the CSV of a run made by hand
+    python experiments/threshold.py run --env-ids CarCircle2 --variants ascent   # those that have no CSV yet:
+                                                        # 15-20 minutes each on a core, --jobs 2 at a time
+    python experiments/threshold.py csv runs/FOLDER     # the CSV of a run that was made by such a command by hand
     python experiments/threshold.py table               # the README's table, from the CSVs
     python experiments/threshold.py figure              # images/threshold_*.png, from them (pip install matplotlib)
 
@@ -12,6 +13,7 @@ what `alpha_parts` finds at the end.
 
 import concurrent.futures
 import csv
+import itertools
 import json
 import os
 import re
@@ -108,13 +110,17 @@ def to_csv(run_dir: tyro.conf.Positional[str]):
     """Writes the CSV of a finished run of `command`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    env_id, variant, seed = re.fullmatch(r"(\w+?)__(\w+)__(\d+)__\d+(?:-\d+)?", Path(run_dir).name).groups()
+    name = re.fullmatch(r"(\w+?)__(\w+)__(\d+)__\d+(?:-\d+)?", Path(run_dir).name)
+    if not name or name[1] not in TASKS or name[2] not in VARIANTS:
+        sys.exit(f"error: {run_dir} is no run of these: its --env-id has to be of {', '.join(TASKS)}, and its "
+                 f"--exp-name of {', '.join(VARIANTS)}")  # fmt: skip
+    env_id, variant, seed = name.groups()
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
     events.Reload()
     evaluations = [json.loads(path.read_text()) for path in Path(run_dir).glob("eval_*.json")]
     path = RESULTS / f"{env_id}__{variant}__{seed}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    with open(path.with_suffix(".part"), "w", newline="") as file:
         file.write(f"# {shlex.join(command(env_id, variant, int(seed)))}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["suite", "env", "algo", "seed", "step", "metric", "value"])
@@ -132,6 +138,7 @@ def to_csv(run_dir: tyro.conf.Positional[str]):
             for what, value in zip(("mean", "std"), both):
                 tag = f"alpha/{key}_{what}"
                 writer.writerow(["threshold", env_id, variant, seed, max(windows), tag, f"{value:.5g}"])
+    os.replace(path.with_suffix(".part"), path)
 
 
 def run(env_id, variant, seed):
@@ -160,6 +167,14 @@ def read(env_id, variant, seed):
     return {tag: np.array(points) for tag, points in curves.items()}
 
 
+def episodes(curves, tag):
+    """A curve of episode statistics: step, value, and about how many episodes had an end in each window, by which means
+    of windows have to be weighted. Where violations are many, episodes are short, and many."""
+    step, value = curves[tag].T
+    length = dict(curves["charts/episodic_length"])
+    return step, value, np.array([EVERY / length[at] for at in step])
+
+
 def figure(env_id, variants, path):
     import matplotlib.pyplot as plt
 
@@ -174,8 +189,10 @@ def figure(env_id, variants, path):
             for seed in SEEDS:
                 if curves := read(env_id, variant, seed):
                     step, value = curves[tag].T
-                    if tag.startswith("charts"):  # means of five windows: an episode is up to 500 steps
-                        value = np.array([value[max(0, i - 4): i + 1].mean() for i in range(len(value))])
+                    if tag.startswith("charts"):  # means over the episodes of five windows
+                        _, _, weight = episodes(curves, tag)
+                        five = [slice(max(0, i - 4), i + 1) for i in range(len(value))]
+                        value = np.array([np.average(value[near], weights=weight[near]) for near in five])
                     ax.plot(step / 1000, value, linewidth=1, label=f"seed {seed}")
             ax.set_yscale({"meta/nu": "symlog", "meta/alpha": "log"}.get(tag, "linear"))
             ax.set_ylabel(label if ax in axes[:, 0] else "")
@@ -187,31 +204,36 @@ def figure(env_id, variants, path):
 
 
 def last(curves, tag, steps=10_000):
+    """The mean of a run's last steps: over episodes, where it is of episodes. Of nu*, which has outliers, the median."""
     step, value = curves[tag].T
-    return value[step > step.max() - steps]
+    late = step > step.max() - steps
+    if tag == "charts/violations_total":
+        return value.max()
+    if tag in ("charts/violation", "charts/episodic_return"):
+        return np.average(value[late], weights=episodes(curves, tag)[2][late])
+    return (np.median if tag == "meta/nu_star" else np.mean)(value[late])
 
 
 def table():
-    """What README's "What ε does" tells of: violations of the whole run, means of its last 10,000 steps, pi_det."""
+    """The README's, as Markdown: the violations of the whole run, `last`, and pi_det, for each seed."""
     columns = {
-        "violations": "charts/violations_total", "violation rate": "charts/violation",
+        "violations, whole run": "charts/violations_total", "violation rate": "charts/violation",
         "return": "charts/episodic_return", "ε": "meta/epsilon", "ν": "meta/nu", "ν*": "meta/nu_star",
         "E[Q_c]": "values/qc", "E[Q_r]": "values/qr", "α": "meta/alpha", "evaluated: violation rate": "eval/violation",
         "evaluated: return": "eval/episodic_return",
-    }
-    print(f"| task | variant | seed | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 3)}")
-    for env_id, variant, seed in RUNS:
-        if (curves := read(env_id, variant, seed)) and "eval/violation" in curves:  # not one that was stopped
-            ends = [last(curves, tag) for tag in columns.values()]
-            of = {"charts/violations_total": max, "meta/nu_star": np.median}
-            means = [of.get(tag, np.mean)(x) for tag, x in zip(columns.values(), ends)]
-            cells = [f"{x:.4g}" if abs(x) >= 10 else f"{x:.2f}" for x in means]
-            print(f"| {env_id} | {variant} | {seed} | {' | '.join(cells)} |")
+    }  # fmt: skip
+    lines = [f"| task | variant | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for env_id, variant in itertools.product(TASKS, VARIANTS):
+        runs = [read(env_id, variant, seed) for seed in SEEDS]
+        runs = [curves for curves in runs if curves and "eval/violation" in curves]  # not one that was stopped
+        cells = [", ".join(f"{last(curves, tag):.3g}" for curves in runs) for tag in columns.values()]
+        lines += [f"| {env_id} | {variant.replace('_', ', ')} | {' | '.join(cells)} |"] * bool(runs)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    def run_all(jobs: int = 2):
-        missing = [one for one in RUNS if read(*one) is None]
+    def run_all(jobs: int = 2, env_ids: tuple[str, ...] = tuple(TASKS), variants: tuple[str, ...] = tuple(VARIANTS)):
+        missing = [one for one in RUNS if one[0] in env_ids and one[1] in variants and read(*one) is None]
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda one: run(*one), missing))
 
@@ -221,4 +243,7 @@ if __name__ == "__main__":
             if done:
                 figure(env_id, done, HERE / "images" / f"threshold_{env_id}.png")
 
-    tyro.extras.subcommand_cli_from_dict({"run": run_all, "csv": to_csv, "table": table, "figure": figures})
+    def show():
+        print(table())
+
+    tyro.extras.subcommand_cli_from_dict({"run": run_all, "csv": to_csv, "table": show, "figure": figures})

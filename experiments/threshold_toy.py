@@ -1,6 +1,6 @@
 """What epsilon does, on a problem whose critics are known exactly: the constrained choice of one number.
 
-    python experiments/threshold_toy.py          # simulates (four minutes on a core), writes results/threshold_toy.csv
+    python experiments/threshold_toy.py          # simulates (four minutes on a core) to results/threshold_toy.csv, draws
     python experiments/threshold_toy.py figure   # draws images/threshold_toy_*.png from it (pip install matplotlib)
 
 One state, one action a in [-1, 1]. Q_r(a) = -10 (a - 0.8)^2 + offset and Q_c(a) = sigmoid(8 (a - 0.2)): what pays is
@@ -141,7 +141,9 @@ def figure(name, rows, columns):
 
 if __name__ == "__main__":
     path = HERE / "results" / "threshold_toy.csv"
-    if sys.argv[1:] != ["figure"]:
+    if sys.argv[1:] not in ([], ["figure"]):
+        sys.exit(__doc__)
+    if not sys.argv[1:]:
         settings = all_settings()
         curves = simulate(settings, updates=60_000, every=1000)
         with open(path, "w", newline="") as file:
