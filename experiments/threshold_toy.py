@@ -1,6 +1,6 @@
 """What epsilon does, on a problem whose critics are known exactly: the constrained choice of one number.
 
-    python experiments/threshold_toy.py          # simulates (four minutes on a core) to results/threshold_toy.csv, draws
+    python experiments/threshold_toy.py          # simulates (four minutes), to results/threshold_toy.csv, and draws
     python experiments/threshold_toy.py figure   # draws images/threshold_toy_*.png from it (pip install matplotlib)
 
 One state, one action a in [-1, 1]. Q_r(a) = -10 (a - 0.8)^2 + offset and Q_c(a) = sigmoid(8 (a - 0.2)): what pays is
