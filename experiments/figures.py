@@ -4,13 +4,12 @@
     python experiments/figures.py --table               # the tables, as Markdown
     python experiments/figures.py --folders my_sweep    # of this one
 
-An environment is shown once all algorithms have it, with the same seeds. Thick: mean over seeds (of alpha the geometric
+An environment is shown with the seeds that all five algorithms have. Thick: mean over seeds (of alpha the geometric
 one); thin: each seed. Epsilon is drawn by seed alone, since a mean of 0 and 1 is no run's. From five seeds on: their
 interquartile mean, and its 95 % bootstrap interval. Curves of episodes are means over 5 % of the run to either side.
 """
 
 import csv
-import itertools
 import sys
 from pathlib import Path
 
@@ -45,7 +44,11 @@ def read(folder):
     runs = {}
     for path in sorted(Path(folder).glob("*.csv")):
         with open(path) as file:
-            for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            rows = csv.DictReader(line for line in file if not line.startswith("#"))
+            if rows.fieldnames != "suite env algo seed step metric value".split():
+                print(f"note: {path} is left out: it is no CSV of a sweep", file=sys.stderr)
+                continue
+            for row in rows:
                 curves = runs.setdefault((row["env"], row["algo"]), {}).setdefault(int(row["seed"]), {})
                 curves.setdefault(row["metric"], []).append((float(row["step"]), float(row["value"])))
     for of_seeds in runs.values():
@@ -55,13 +58,19 @@ def read(folder):
 
 
 def whole(runs):
-    """Of the environments that have all five algorithms, with the same seeds: these, and the random policy."""
-    seeds = {}
-    for (env_id, algo), of_seeds in runs.items():
-        seeds.setdefault(env_id, {})[algo] = set(of_seeds)
-    env_ids = [env_id for env_id, of in seeds.items()
-               if LABELS.keys() <= of.keys() and all(of[algo] == of["sacv2-lag"] for algo in LABELS)]  # fmt: skip
-    return {pair: of_seeds for pair, of_seeds in runs.items() if pair[0] in env_ids and pair[1] in NAMES}
+    """Of each environment the seeds that all five algorithms have, and the random policy. What is left out is named."""
+    shared = {}
+    for env_id in dict.fromkeys(env_id for env_id, _ in runs):
+        seeds = {algo: set(runs.get((env_id, algo), ())) for algo in LABELS}
+        shared[env_id], seen = set.intersection(*seeds.values()), set.union(*seeds.values())
+        if seen > shared[env_id] and env_id not in SETTINGS:  # which one algorithm trains, for Figure 3
+            left_out = ", ".join(map(str, sorted(seen - shared[env_id])))
+            without = ", ".join(algo for algo, of in seeds.items() if of < seen)
+            print(f"note: {env_id}: left out is seed {left_out}, which is missing from {without}", file=sys.stderr)
+    return {
+        (env_id, algo): {seed: of_seeds[seed] for seed in of_seeds if seed in shared[env_id] or algo not in LABELS}
+        for (env_id, algo), of_seeds in runs.items() if shared[env_id] and algo in NAMES
+    }  # fmt: skip
 
 
 def per_episode(curves, metric, last=None):
@@ -187,7 +196,11 @@ def figure_3(runs, path):
         for ax, name in zip(axes[2:], ("success", "violation")):
             for j, (where, hatch) in enumerate((("eval", ""), ("twin", "//"), ("fake", ".."))):
                 metric = f"{where}/{name}"
-                values = [curves[metric][-1, 1] for curves in of_seeds.values() if metric in curves]
+                values = [
+                    curves[metric][-1, 1]
+                    for curves in of_seeds.values()  # the last policy's rehearsal may have failed
+                    if metric in curves and curves[metric][-1, 0] == curves[f"eval/{name}"][-1, 0]
+                ]
                 if values and metric != "fake/violation":
                     ax.bar(i + 0.27 * (j - 1), np.mean(values), 0.25, color=f"C{i}", alpha=0.6, hatch=hatch)
                     ax.plot([i + 0.27 * (j - 1)] * len(values), values, "k.", markersize=4)
@@ -315,8 +328,11 @@ def p_value(runs, name, one, other, sign):
         both = [[sign * MEASURES[name](curves) for curves in runs[env_id, algo].values()] for algo in (one, other)]
         values, n = np.concatenate(both), len(both[0])
         ranks = 2 * (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1)  # twice, for ties
-        sums = [ranks[list(drawn)].sum() for drawn in itertools.combinations(range(len(values)), n)]
-        observed, counts = observed + ranks[:n].sum(), np.convolve(counts, np.bincount(sums))
+        ways = np.zeros((n + 1, ranks.sum() + 1))  # how many choices of so many ranks have this sum
+        ways[0, 0] = 1
+        for rank in ranks:
+            ways[1:, rank:] += ways[:-1, :-rank].copy()  # a rank is 1 at least
+        observed, counts = observed + ranks[:n].sum(), np.convolve(counts, ways[n])
     return counts[: observed + 1].sum() / counts.sum()
 
 
@@ -403,12 +419,21 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
     named = [folder for folder in folders if not list(folder.glob("*.csv"))]
     if named:
         sys.exit(f"error: there is no CSV in {named[0]}; experiments/sweep.py writes them")
-    for folder in folders or sorted([*results.glob("*"), *Path("sweeps").glob("*")]):
-        runs = read(folder) if folder.is_dir() and folder.name != "threshold" else {}
+    # SUITE_PROTOCOL: results/threshold is of threshold.py
+    for folder in folders or sorted([*results.glob("*_*/"), *Path("sweeps").glob("*/")]):
+        runs = read(folder)
         compared = whole(runs)
         controls = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in CONTROLS}
         of_grid = {pair: of_seeds for pair, of_seeds in runs.items() if "@" in pair[1]}
         of_arms = {pair: of_seeds for pair, of_seeds in runs.items() if "twin/jerk" in next(iter(of_seeds.values()))}
+        prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
+        figures = [(figure_2, compared, "figure_2"), (figure_threshold, compared, "threshold")] if compared else []
+        if of_arms:
+            figures.append((figure_3, of_arms, "figure_3"))
+        if all(any(f"{algo}@" in name for _, name in of_grid) for algo in ("meta-sac-lag", "sacv2-lag")):
+            figures.append((figure_robustness, of_grid, "robustness"))
+        if folders and not (compared or controls or of_arms or of_grid if table else figures):
+            print(f"note: nothing in {folder} is enough for a {'table' if table else 'figure'}", file=sys.stderr)
         if table:
             if compared:
                 print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
@@ -416,12 +441,6 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
                 if of:
                     print(f"{folder}\n\n{results_table(of, measures)}\n")
             continue
-        prefix = f"{HERE / 'images' / folder.name}_" if folder.resolve().parent == results else f"{folder}/"
-        figures = [(figure_2, compared, "figure_2"), (figure_threshold, compared, "threshold")] if compared else []
-        if of_arms:
-            figures.append((figure_3, of_arms, "figure_3"))
-        if all(any(f"{algo}@" in name for _, name in of_grid) for algo in ("meta-sac-lag", "sacv2-lag")):
-            figures.append((figure_robustness, of_grid, "robustness"))
         for figure, of, name in figures:
             figure(of, f"{prefix}{name}.png")
             print(f"{prefix}{name}.png")

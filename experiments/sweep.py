@@ -7,8 +7,9 @@
     python experiments/sweep.py --suite fig2 --protocol full --address auto --gpus-per-run 0.1   # on a Ray cluster
     python experiments/figures.py                                # the pictures, from the CSVs
 
-Each run is the README's command line in a process of its own, on one thread, then `--evaluate`; nothing is measured
-that a user would not get. All of a sweep is in one folder (`--folder`, by default sweeps/SUITE_PROTOCOL): a folder for
+Each run is the README's command line in a process of its own, on one thread, then `--evaluate`. Two things are added:
+what the last critics promise and what comes (`critics`), and, of fig3, the policies saved along training in the twin
+and on the rehearsal's arm. All of a sweep is in one folder (`--folder`, by default sweeps/SUITE_PROTOCOL): a folder for
 each run, with its policies and TensorBoard's events, and beside it, once it is whole, its CSV. A sweep that is stopped
 goes on where it was, a run that dies from its last checkpoint. On a cluster the folder and this checkout are on a file
 system that all nodes share.
@@ -26,6 +27,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,8 +108,13 @@ def plan(suite, protocol, env_ids=None, algos=None, seeds=None):
     for flag, given, known in zip(("--env-ids", "--algos"), (env_ids, algos), of_suite):
         if unknown := set(given or ()) - set(known):
             sys.exit(f"error: {flag} {' '.join(sorted(unknown))}: the suite {suite} has {', '.join(known)}")
-    env_ids, algos, seeds = (given or of_suite[i] for i, given in enumerate((env_ids, algos, seeds)))
-    return [Run(suite, protocol, env_id, algo, seed) for env_id, seed, algo in itertools.product(env_ids, seeds, algos)]
+    # Each once: two workers on one run would delete each other's folder
+    env_ids, algos, seeds = (dict.fromkeys(given or of_suite[i]) for i, given in enumerate((env_ids, algos, seeds)))
+    return [
+        Run(suite, protocol, env_id, algo, seed)
+        for env_id, seed, algo in itertools.product(env_ids, seeds, algos)
+        if algo != "meta-sac-lag-unscaled" or env_id in ENV_FLAGS  # where rewards are not scaled it is Meta SAC-Lag
+    ]
 
 
 def start(command, here, cuda, **options):
@@ -115,6 +122,7 @@ def start(command, here, cuda, **options):
     kill_with_me = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # 1: PR_SET_PDEATHSIG
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})
     with open(here / "log.txt", "a") as log:
+        print(f"\n$ {shlex.join(command)}", file=log, flush=True)
         return subprocess.run(
             [sys.executable, str(ROOT / command[0]), *command[1:]], cwd=here, env=environment, stdout=log, stderr=log,
             preexec_fn=kill_with_me and (lambda: kill_with_me(1, signal.SIGKILL)), **options,
@@ -129,7 +137,7 @@ def work(*given):
         return f"{type(error).__name__}: {error}"
 
 
-def to_csv(run, folder, cuda, facts):
+def to_csv(run, folder, cuda):
     """One run, from whatever there is of it, to its CSV. Returns what went wrong, or None."""
     folder, here = Path(folder), Path(folder) / run.name
     target = folder / f"{run.name}.csv"
@@ -146,12 +154,14 @@ def to_csv(run, folder, cuda, facts):
         else:  # died before its first checkpoint: nothing of it is of use
             shutil.rmtree(here / "runs", ignore_errors=True)
             command = run.command(cuda)
-        if start(command, here, cuda) != 0:
+        with open(here / "commits", "a") as commits:  # a sweep takes days: the code may change under it
+            print(commit(), file=commits)
+        if (code := start(command, here, cuda)) != 0:
             steps = [int(path.stem.split("_")[1]) for path in here.glob("runs/*/policy_*.pt")]
             deaths = deaths + 1 if max(steps, default=0) == last_step else 1
             last_step = max(steps, default=0)
             if deaths == 3:
-                return last_words(here)
+                return last_words(here, code)
             time.sleep(5)
     run_dir = done.parent
     script, episodes = run.command()[0], ["--episodes", str(EPISODES.get(run.protocol, 40))]
@@ -169,19 +179,30 @@ def to_csv(run, folder, cuda, facts):
             rehearsal = [script, "--evaluate", str(path.relative_to(here)), *rehearse]
             evaluations.append((rehearsal, dict(input=b"yes\n" * 100)))
     for command, options in evaluations:
-        if start(command, here, cuda, **options) != 0:
-            return last_words(here)
+        if (code := start(command, here, cuda, **options)) != 0:
+            return last_words(here, code)
+    devices = re.findall("Training on (.*), logging", (here / "log.txt").read_text())
+    facts = {
+        "command": shlex.join(["python", *run.command(cuda)]), "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        "commit": "; ".join(dict.fromkeys((here / "commits").read_text().splitlines())), "machine": machine(),
+        "device": "; ".join(dict.fromkeys(devices)), "versions": versions(),
+    }  # fmt: skip
     temporary = here / "csv"
-    write_csv(run, run_dir, temporary, {**facts, "command": shlex.join(["python", *run.command(cuda)]),
-                                        "machine": machine(), "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"})
+    write_csv(run, run_dir, temporary, facts)
     os.replace(temporary, target)
     for checkpoint in run_dir.glob("checkpoint*.pt"):  # nearly all of a run's disk space
         checkpoint.unlink()
     return None
 
 
-def last_words(here):
-    return ((here / "log.txt").read_text().strip().splitlines() or ["nothing in its log"])[-1]
+def last_words(here, code):
+    """Why the last command failed: its error, not its farewell, which comes after it."""
+    if code < 0:
+        return f"killed by signal {-code}"
+    _, *lines = (here / "log.txt").read_text().rpartition("\n$ ")[2].strip().splitlines()
+    lines = [line for line in lines if not line.startswith("stopped at")]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or ["nothing in its log"])[-1]
 
 
 def finished(run, here):
@@ -271,25 +292,28 @@ def machine():
     return f"{platform.system()} {platform.machine()}, {cpu or platform.processor()}, {os.cpu_count()} cores"
 
 
-def facts_here():
-    """What the head of a CSV says of the code."""
+def commit():
     git = dict(cwd=ROOT, capture_output=True, text=True)
     try:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **git).stdout.strip()
     except OSError:
         commit, changed = "", ""
+    return (commit or "unknown") + (", changed since" if changed else "")
+
+
+def versions():
     packages = ("torch", "numpy", "gymnasium", "safety-gymnasium", "gymnasium-robotics", "mujoco", "pybullet")
-    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return {"commit": (commit or "unknown") + (", changed since" if changed else ""),
-            "versions": f"Python {platform.python_version()} {versions}"}  # fmt: skip
+    found = " ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"Python {platform.python_version()} {found}"
 
 
 def steps_of(run, folder):
     """How far a run is, by the last line of its progress bar."""
-    if (folder / f"{run.name}.csv").exists():
+    here = folder / run.name
+    if (folder / f"{run.name}.csv").exists() or list(here.glob(f"runs/*/policy_{run.total()}.pt")):
         return run.total()
-    log = folder / run.name / "log.txt"
+    log = here / "log.txt"
     if not log.exists():
         return 0
     with open(log, "rb") as file:
@@ -307,10 +331,11 @@ def rate_of(run, folder, cuda):
         if rates:
             return rates[-1]
     here = folder / f"{run.name}.rate"
-    here.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(here, ignore_errors=True)  # of a measurement that was interrupted
+    here.mkdir(parents=True)
     few = "--total-timesteps 400 --learning-starts 100 --initial-states 1 --checkpoint-every 0"
-    if start(run.command(cuda, few), here, cuda) != 0:
-        sys.exit(f"error: {last_words(here)}")
+    if (code := start(run.command(cuda, few), here, cuda)) != 0:
+        sys.exit(f"error: {last_words(here, code).removeprefix('error: ')}")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (run_dir,) = here.glob("runs/*")
@@ -334,6 +359,20 @@ def table(runs, folder, failed=()):
                 cells[run.seed] = "done" if done else "failed" if run in failed else f"{share:.0%}" if share else "-"
         lines.append(f"{env_id:18}{algo:28}" + "".join(f"{cell:>9}" for cell in cells.values()))
     return "\n".join(lines)
+
+
+def outcome(ray, task, run, folder):
+    """What went wrong, or None."""
+    try:
+        if problem := ray.get(task):
+            return problem
+    except Exception as error:  # the worker's own: it could not import torch, say. Ray's text ends in its reason
+        return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    for _ in range(5):  # a network's file system may be behind
+        if (folder / f"{run.name}.csv").exists():
+            return None
+        time.sleep(1)
+    return f"its CSV is not in {folder}: is it on a file system that all nodes share?"
 
 
 def duration(seconds):
@@ -363,17 +402,25 @@ def main(
         algos: only these of its algorithms
         seeds: these instead of its seeds
         folder: all of the sweep's state and results; None: sweeps/SUITE_PROTOCOL
-        jobs: runs at a time; None: as many as Ray sees cores
-        gpus_per_run: a run's share of a GPU; 0: it stays on the CPU
+        jobs: runs at a time on this machine; None: as many as it lets this program have cores
+        gpus_per_run: a run's share of a GPU, or whole GPUs; 0: it stays on the CPU
         address: of a Ray cluster (auto: the one that this machine belongs to); None: this machine alone
         dry_run: only say what would be done, and how long it would take at a rate that is measured now
     """
     protocol = protocol or ("tiny" if suite == "smoke" else "reduced")
     runs = plan(suite, protocol, env_ids, algos, seeds)
+    if jobs is not None and (address or jobs < 1):
+        sys.exit(f"error: --jobs {jobs}: at least 1, and without --address: a cluster knows its cores")
+    if gpus_per_run < 0 or gpus_per_run > 1 and gpus_per_run % 1:
+        sys.exit(f"error: --gpus-per-run {gpus_per_run:g}: at least 0, and above 1 a whole number")
+    # os.cpu_count() has those too that taskset or a container keeps from this program
+    jobs = jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     folder = (folder or Path("sweeps") / f"{suite}_{protocol}").resolve()
     cuda = gpus_per_run > 0
-    if (of := folder / "protocol").exists() and of.read_text() != protocol:
-        sys.exit(f"error: {folder} holds runs of the protocol {of.read_text()}, not {protocol}: take another --folder")
+    of, flags = folder / "protocol", f"{protocol} {PROTOCOLS[protocol]}".strip()
+    held = of.read_text() if of.exists() else "an unknown protocol" if list(folder.glob("*.csv")) else flags
+    if held != flags:
+        sys.exit(f"error: {folder} holds runs of {held}, not of {flags}: take another --folder")
     missing = [run for run in runs if not (folder / f"{run.name}.csv").exists()]
     if dry_run:
         seconds = 0.0
@@ -383,37 +430,52 @@ def main(
             rates[pair] = rate = rates.get(pair) or rate_of(run, folder, cuda)
             seconds += left / rate
             print(f"{left:9} steps at {rate:5.1f} a second: python {shlex.join(run.command(cuda))}", flush=True)
-        at_once = jobs or os.cpu_count()
         print(f"{len(runs) - len(missing)} of {len(runs)} runs done, in {folder}. The rest takes about "
-              f"{duration(seconds)} of one core: {duration(seconds / at_once)} with {at_once} at once")  # fmt: skip
+              f"{duration(seconds)} of one core: {duration(seconds / jobs)} with {jobs} at once")  # fmt: skip
         return
     try:
         import ray
     except ImportError:
         sys.exit("error: the sweep runs on Ray: pip install -r experiments/requirements.txt")
     folder.mkdir(parents=True, exist_ok=True)
-    of.write_text(protocol)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # "local": what Ray has left in /tmp of a cluster of before is not joined
-    ray.init(address=address or "local", log_to_driver=False, include_dashboard=False,
-             **({} if address else {"num_cpus": jobs or os.cpu_count()}))  # fmt: skip
-    facts = facts_here()
+    lock = open(folder / "lock", "w")  # until the program ends
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"error: another sweep is running in {folder}")
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+    of.write_text(flags)
+    try:
+        if re.fullmatch(r"[\w.-]+:\d+", address or ""):  # where nothing listens Ray tries for more than ten minutes
+            socket.create_connection(address.split(":"), timeout=10).close()
+        # "local": what Ray has left in /tmp of a cluster of before is not joined
+        ray.init(address=address or "local", log_to_driver=False, include_dashboard=False,
+                 **({} if address else {"num_cpus": jobs}))  # fmt: skip
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        sys.exit(f"error: Ray, --address {address or 'local'}: {reason}")
+    gpus = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+    if gpus_per_run > gpus:  # Ray would wait for one that has
+        sys.exit(f"error: --gpus-per-run {gpus_per_run:g}: no node has more than {gpus:g}")
     # Ray itself starts a task again, elsewhere, if its node or its process is lost
     remote = ray.remote(work).options(num_cpus=1, num_gpus=gpus_per_run, max_retries=-1)
-    waiting = {remote.remote(run, str(folder), cuda, facts): run for run in missing}
+    waiting = {remote.remote(run, str(folder), cuda): run for run in missing}
     failed, shown, began = {}, 0.0, time.time()
     at_first = sum(steps_of(run, folder) for run in missing)
     while waiting:
         done, _ = ray.wait(list(waiting), timeout=5)
         for task in done:
             run = waiting.pop(task)
-            if problem := ray.get(task):
+            if problem := outcome(ray, task, run, folder):
                 failed[run] = problem
         if not waiting or time.time() - shown > (5 if sys.stdout.isatty() else 300):
             shown = time.time()
             steps = sum(steps_of(run, folder) for run in missing) - at_first
             rate = max(0.0, steps / (time.time() - began))  # a killed run's checkpoint may be behind its progress bar
-            left = sum(run.total() for run in missing if run not in failed) - at_first - steps
+            left = sum(run.total() - steps_of(run, folder) for run in waiting.values())
             print("\033[H\033[J" * sys.stdout.isatty() + table(runs, folder, failed))
             end = f"; about {duration(left / rate)} to go" if rate and waiting else ""
             print(f"{len(runs) - len(waiting) - len(failed)} of {len(runs)} runs done, {rate:.0f} steps a second{end}",

@@ -1,9 +1,8 @@
-"""How fast it is: gradient updates of both scripts beside their peers, environments, growth. Ratios within one run.
+"""How fast it is: gradient updates of both scripts beside their peers, growth. Ratios within one run.
 
     python experiments/throughput.py                 # updates per second, ours: a Markdown table
     python experiments/throughput.py --peers         # beside OmniSafe's SACLag and Stable-Baselines3's SAC
     python experiments/throughput.py --grow          # over width and batch; memory over the buffer's size
-    python experiments/throughput.py --envs          # steps and resets per second of every environment
 
 Ours is the text of the scripts themselves: the block "Algorithm 1, lines 12 to 20" is cut out and executed; "autograd
 through everything" is that block with the whole graph kept, as one would write it first. All are timed in turn, a few
@@ -57,7 +56,6 @@ import meta_sac_lag
 import sac_lag_baselines
 
 SIZES = {"EggManipulate": (65, 20), "HumanoidVelocity": (376, 17)}  # observation, action
-ENVIRONMENTS = ("CarCircle2", "EggManipulate", "FrankaDrawerClose", "HumanoidVelocity", "PourCoffee", "PushTopple")
 ROWS = 20_000  # transitions in the buffers
 
 
@@ -72,31 +70,31 @@ def whole_graph(text):
     return text[:before] + (ROOT / "experiments" / "autograd_form.py").read_text() + text[after:]
 
 
-def ours(module, text, obs_dim, action_dim, batch_size, width, device="cpu", **flags):
+def ours(module, text, obs_dim, action_dim, batch_size, width, **flags):
     """-> update(), which executes the block once on a filled buffer."""
     m = module
     args = m.Args(batch_size=batch_size, hidden_size=width, **{"nu_init": 10.0, "epsilon_init": 0.5, **flags})
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     sizes = obs_dim, action_dim, width
-    actor = m.Actor(*sizes).to(device)
-    qr, qr_target = (m.TwinCritic(*sizes, probability=False).to(device) for _ in range(2))
-    qc, qc_target = (m.TwinCritic(*sizes, probability=True).to(device) for _ in range(2))
+    actor = m.Actor(*sizes)
+    qr, qr_target = (m.TwinCritic(*sizes, probability=False) for _ in range(2))
+    qc, qc_target = (m.TwinCritic(*sizes, probability=True) for _ in range(2))
     fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
-    D, D_s = (m.ReplayBuffer(ROWS, rng, device, **fields) for _ in range(2))
-    D_0 = m.ReplayBuffer(10_000, rng, device, obs=(obs_dim,))
+    D, D_s = (m.ReplayBuffer(ROWS, rng, "cpu", **fields) for _ in range(2))
+    D_0 = m.ReplayBuffer(10_000, rng, "cpu", obs=(obs_dim,))
     for buffer, rows in ((D, ROWS), (D_s, ROWS // 10), (D_0, 1000)):
         for field, array in buffer.rows.items():
             drawn = rng.normal(size=(rows, *array.shape[1:]))
             array[:rows] = drawn > 1.5 if field in ("cost", "terminated") else np.tanh(drawn)
         buffer.added = rows
     phi = dict(actor.named_parameters())
-    epsilon = torch.tensor(args.epsilon_init, device=device)
-    log_alpha = torch.tensor(math.log(0.5), device=device, requires_grad=True)
-    zero = torch.zeros((), device=device)
+    epsilon = torch.tensor(args.epsilon_init)
+    log_alpha = torch.tensor(math.log(0.5), requires_grad=True)
+    zero = torch.zeros(())
     names = dict(
         vars(m), args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target, D=D, D_s=D_s,
-        D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init, device=device), nu_square=zero,
+        D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init), nu_square=zero,
         epsilon_square=zero, phi_square=torch.zeros_like(m.flat(phi.values())),
         qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr, fused=True), action_dim=action_dim,
         qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr, fused=True), functional_call=functional_call,
@@ -269,30 +267,9 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def environments(seconds=4.0):
-    rows = []
-    for env_id in ENVIRONMENTS:
-        env = meta_sac_lag.make_env(env_id, False)
-        rng, steps, resets, stepping, resetting = np.random.default_rng(0), 0, 0, 0.0, 0.0
-        while stepping + resetting < seconds:
-            started = time.perf_counter()
-            env.reset(seed=resets)
-            resetting, resets, done = resetting + time.perf_counter() - started, resets + 1, False
-            while not done:
-                action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-                started = time.perf_counter()
-                _, _, terminated, truncated, _ = env.step(action)
-                stepping, steps, done = stepping + time.perf_counter() - started, steps + 1, terminated or truncated
-        env.close()
-        rows.append((env_id, steps / stepping, 1000 * stepping / steps, 1000 * resetting / resets))
-    print("Environments, one thread, uniformly random actions\n")
-    print_table(("environment", "steps per second", "ms a step", "ms a reset"), rows)
-
-
 def main(
     peers: bool = False,
     grow: bool = False,
-    envs: bool = False,
     batch_size: int = 256,
     width: int = 256,
     threads: int = 2,
@@ -302,7 +279,6 @@ def main(
     Args:
         peers: beside OmniSafe's SACLag and Stable-Baselines3's SAC, which have to be installed
         grow: updates per second over width and batch, memory over the buffer's size
-        envs: every environment's steps and resets
         batch_size: of the table of updates
         width: units of each hidden layer, in that table
         threads: PyTorch's
@@ -310,13 +286,11 @@ def main(
     torch.set_num_threads(threads)
     if grow:
         growth()
-    if envs:
-        environments()
-    if not (grow or envs):
-        try:
-            updates_table(peers, batch_size, width)
-        except ImportError as error:
-            sys.exit(f"--peers needs OmniSafe and Stable-Baselines3 ({error}): see the head of this file")
+        return
+    try:
+        updates_table(peers, batch_size, width)
+    except ImportError as error:
+        sys.exit(f"--peers needs OmniSafe and Stable-Baselines3 ({error}): see the head of this file")
 
 
 if __name__ == "__main__":

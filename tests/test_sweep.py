@@ -4,24 +4,55 @@ Ray is optional: what needs it is slow, and skipped where it is missing.
 """
 
 import csv
+import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from helpers import ROOT
+from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import figures
 import sweep
 
 import meta_sac_lag
+import sac_lag_baselines
 
 RESULTS = ROOT / "experiments" / "results"
 RUN = sweep.Run("smoke", "tiny", "CarCircle2", "sacv2-lag", 1)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Ray's part, in this process: one task after the other. `began` is what ray.init was given."""
+
+    def init(**given):
+        fake.began = given
+
+    def remote(function):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *given: (function, given)))
+
+    fake = SimpleNamespace(
+        init=init, remote=remote, get=lambda task: task[0](*task[1]),
+        wait=lambda tasks, timeout: (tasks[:1], tasks[1:]),
+        nodes=lambda: [{"Alive": alive, "Resources": {"GPU": gpus}} for alive, gpus in ((True, 1.0), (False, 9.0))],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(sweep.time, "sleep", lambda _: None)
+    return fake
+
+
+def a_csv(run, folder):
+    """In the place of sweep.work"""
+    (folder / f"{run.name}.csv").write_text("")
 
 
 def rows_of(path):
@@ -73,14 +104,45 @@ def test_the_plan():
     (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
     assert "--reward-scale 20 --reward-scale 1 " in " ".join(unscaled.command())
     assert len(sweep.plan("robust", "reduced")) == 18 and len(sweep.plan("fig3", "reduced")) == 12
+    assert len(sweep.plan("control", "reduced")) == 5  # of Pour Coffee, whose rewards are not scaled, two
+    assert len(sweep.plan("fig2", "reduced", ("CarCircle2",) * 2, ("sacv2-lag",) * 2, (1, 2, 1))) == 2
     with pytest.raises(SystemExit, match="error: --env-ids Nothing: the suite fig2 has CarCircle2, "):
         sweep.plan("fig2", "reduced", env_ids=("Nothing",))
 
 
-def test_a_run_that_is_killed_goes_on_to_its_csv(tmp_path):
+def test_each_name_is_its_algorithm():
+    """What the scripts make of the command lines."""
+    table1 = None  # the script's own, by the environment
+    expected = {
+        # script, --algo, objective, nu_0, nu's rate, epsilon_0, reward scale
+        "meta-sac-lag": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, 20.0),
+        "meta-sac-lag-nonlinear": ("meta_sac_lag.py", None, "nonlinear", table1, 3e-4, 1.0, 20.0),
+        "sacv2-lag": ("sac_lag_baselines.py", "sacv2-lag", None, table1, 3e-4, table1, 20.0),
+        "rcpo-sacv2": ("sac_lag_baselines.py", "rcpo-sacv2", None, table1, 3e-4, table1, 20.0),
+        "rcpo-metasac": ("sac_lag_baselines.py", "rcpo-metasac", None, table1, 3e-4, table1, 20.0),
+        "rcpo-unpenalised": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.0, 0.0, table1, 20.0),
+        "rcpo-small": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.1, 3e-4, table1, 20.0),
+        "meta-sac-lag-unscaled": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, 1.0),
+    }
+    for epsilon, nu in itertools.product((0.1, 0.5, 1.0), (10, 100, 1000)):
+        meta = ("meta_sac_lag.py", None, "linear", nu, 3e-4, epsilon, 20.0)
+        expected[f"meta-sac-lag@{epsilon},{nu}"] = meta
+        sacv2 = ("sac_lag_baselines.py", "sacv2-lag", None, nu, 3e-4, epsilon, 20.0)
+        expected[f"sacv2-lag@{epsilon},{nu}"] = sacv2
+    found = {}
+    for name in (*sweep.ALGOS, *sweep.GRID, *sweep.CONTROL):
+        script, *flags = sweep.Run("fig2", "reduced", "CarCircle2", name, 1).command()
+        scripts = {"meta_sac_lag.py": meta_sac_lag, "sac_lag_baselines.py": sac_lag_baselines}
+        args = tyro.cli(scripts[script].Args, args=flags)
+        fields = "algo epsilon_objective nu_init nu_lr epsilon_init reward_scale".split()
+        found[name] = (script, *(getattr(args, field, None) for field in fields))
+    assert found == expected
+
+
+def test_a_run_that_is_killed_goes_on_to_its_csv(tmp_path, monkeypatch):
     """Killed after its first checkpoint, then finished; no point of it is double, and a second call does nothing."""
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'experiments')!r}); import sweep; "
-    code += f"sweep.work(sweep.Run(*{tuple(RUN)!r}), {str(tmp_path)!r}, False, {{}})"
+    code += f"sweep.work(sweep.Run(*{tuple(RUN)!r}), {str(tmp_path)!r}, False)"
     first = subprocess.Popen([sys.executable, "-c", code])
     here = tmp_path / RUN.name
     until = time.time() + 120
@@ -89,42 +151,268 @@ def test_a_run_that_is_killed_goes_on_to_its_csv(tmp_path):
         time.sleep(0.1)
     first.kill()
     first.wait()
-    assert sweep.work(RUN, tmp_path, False, {"commit": "abc"}) is None
+    began = sweep.commit()
+    monkeypatch.setattr(sweep, "commit", lambda: "abc")
+    assert sweep.work(RUN, tmp_path, False) is None
     (run_dir,) = here.glob("runs/*")  # resumed, not begun anew
     assert sweep.steps_of(RUN, tmp_path) == 1500 and not list(run_dir.glob("checkpoint*"))
     path = tmp_path / f"{RUN.name}.csv"
     rows = rows_of(path)
-    assert "# commit: abc" in path.read_text() and list(rows[0]) == "suite env algo seed step metric value".split()
+    head = path.read_text().split("suite,")[0]
+    assert f"# commit: {began}; abc\n" in head and "# device: cpu\n" in head and "# versions: Python 3" in head
+    assert list(rows[0]) == "suite env algo seed step metric value".split()
     keys = [(row["metric"], row["step"]) for row in rows]
     assert len(keys) == len(set(keys))
     metrics = {row["metric"] for row in rows}
     assert {"charts/violation", "episodes", "meta/nu", "eval/violation", "critics/got_c"} <= metrics
     assert sum(float(row["value"]) for row in rows if row["metric"] == "episodes") >= 3
     written = path.stat().st_mtime_ns
-    assert sweep.work(RUN, tmp_path, False, {}) is None and path.stat().st_mtime_ns == written
+    assert sweep.work(RUN, tmp_path, False) is None and path.stat().st_mtime_ns == written
+
+
+def test_a_run_is_given_up_when_it_no_longer_gets_on(tmp_path, monkeypatch):
+    """Five deaths, each with more steps than before it; the head says on what and of which code the run was trained."""
+    monkeypatch.setattr(sweep.time, "sleep", lambda _: None)
+    commands, commits = [], itertools.count()
+    monkeypatch.setattr(sweep, "commit", lambda: f"commit{next(commits) // 3}")
+    monkeypatch.setattr(sweep, "write_csv", lambda run, run_dir, path, facts: path.write_text(str(facts)))
+
+    def start(command, here, cuda, **_):
+        commands.append(command)
+        if "--evaluate" in command:
+            return 0
+        run_dir = here / "runs" / "x"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / f"policy_{250 * len(commands)}.pt").touch()
+        (run_dir / "checkpoint.pt").touch()
+        with open(here / "log.txt", "a") as log:
+            where = "cpu (CUDA is not available)" if len(commands) < 3 else "cuda"
+            log.write(f"\n$ \nCarCircle2: observation 40, action 2. Training on {where}, logging to runs/x\n")
+        return int(len(commands) < 6)
+
+    monkeypatch.setattr(sweep, "start", start)
+    assert sweep.work(RUN, tmp_path, True) is None and len(commands) == 7
+    assert all("--resume" in command for command in commands[1:6]) and "--evaluate" in commands[6]
+    facts = (tmp_path / f"{RUN.name}.csv").read_text()
+    assert "'commit': 'commit0; commit1'" in facts and "'device': 'cpu (CUDA is not available); cuda'" in facts
+
+    def stuck(command, here, cuda):
+        commands.append(command)
+        assert len(commands) < 9
+        (here / "log.txt").write_text("\n$ python\nerror: no\n")
+        return 1
+
+    monkeypatch.setattr(sweep, "start", stuck)
+    commands.clear()
+    assert sweep.work(RUN._replace(seed=2), tmp_path, False) == "error: no" and len(commands) == 3
+
+
+def test_why_a_command_failed(tmp_path):
+    """Its error, not the farewell after it, nor an error of the command before it."""
+    log = tmp_path / "log.txt"
+    before = "\n$ python x\nerror: of before\nstopped at step 1; To go on\n"
+    log.write_text(f"{before}\n$ python x\n  1%|\rerror: the disk\nnote\nstopped at step 2; To go on from it\n")
+    assert sweep.last_words(tmp_path, 1) == "error: the disk" and sweep.last_words(tmp_path, -9) == "killed by signal 9"
+    log.write_text(f"{before}\n$ python x\nValueError: 7\nstopped at step 2; the first checkpoint was not reached\n")
+    assert sweep.last_words(tmp_path, 1) == "ValueError: 7"
+    sweep.start(["no_such_script.py"], tmp_path, False)
+    assert "No such file" in sweep.last_words(tmp_path, 2)
+    log.write_text(f"{before}\n$ python x\n")
+    assert sweep.last_words(tmp_path, 1) == "nothing in its log"
+
+
+def test_what_a_csv_says_of_a_run(tmp_path, monkeypatch):
+    """A tiny run's window is 15 steps, its end included."""
+    writer = SummaryWriter(tmp_path)
+    for step, violation, total, value in ((1, 1, 1, 2), (2, 0, 1, 4), (15, 1, 2, 9), (16, 0, 2, -7), (45, 1, 3, 8)):
+        writer.add_scalar("charts/violation", violation, step)
+        writer.add_scalar("charts/violations_total", total, step)
+        writer.add_scalar("charts/episodic_return", value, step)
+        writer.add_scalar("charts/violation_rate", 0.5, step)  # a mean over episodes before the window: not taken
+    writer.close()
+    (tmp_path / "twin").mkdir()
+    for file, value in (("eval_1500", 0.25), ("eval_1500_fake", 0.5), ("twin/eval_1000", 0.75)):
+        step = file.split("_")[1]
+        (tmp_path / f"{file}.json").write_text(f'{{"step": {step}, "mean": {{"violation": {value}}}}}')
+    monkeypatch.setattr(sweep, "critics", lambda run_dir, episodes: [("got_c", 0.125)])
+    sweep.write_csv(RUN, tmp_path, tmp_path / "csv", {"device": "cpu", "commit": "abc"})
+    run = "smoke,CarCircle2,sacv2-lag,1"
+    expected = """# commit: abc
+# device: cpu
+suite,env,algo,seed,step,metric,value
+run,15,charts/episodic_return,5
+run,30,charts/episodic_return,-7
+run,45,charts/episodic_return,8
+run,15,charts/violation,0.66667
+run,30,charts/violation,0
+run,45,charts/violation,1
+run,15,episodes,3
+run,30,episodes,1
+run,45,episodes,1
+run,15,charts/violations_total,2
+run,30,charts/violations_total,2
+run,45,charts/violations_total,3
+run,1500,eval/violation,0.25
+run,1500,fake/violation,0.5
+run,1000,twin/violation,0.75
+run,1500,critics/got_c,0.125
+"""
+    assert (tmp_path / "csv").read_text() == expected.replace("\nrun,", f"\n{run},")
 
 
 def test_a_finished_run_without_its_csv_is_not_thrown_away(tmp_path):
     policy = tmp_path / RUN.name / "runs" / "x" / f"policy_{RUN.total()}.pt"
     policy.parent.mkdir(parents=True)
     policy.write_text("")
-    assert "put CarCircle2__sacv2-lag__1.csv back" in sweep.work(RUN, tmp_path, False, {}) and policy.exists()
+    assert "put CarCircle2__sacv2-lag__1.csv back" in sweep.work(RUN, tmp_path, False) and policy.exists()
 
 
-def test_a_folder_has_one_protocol(tmp_path):
-    (tmp_path / "protocol").write_text("reduced")
-    with pytest.raises(SystemExit, match="holds runs of the protocol reduced, not full: take another --folder"):
-        sweep.main("fig2", protocol="full", folder=tmp_path, dry_run=True)
+def test_a_folder_has_one_protocol(tmp_path, monkeypatch, ray):
+    monkeypatch.setattr(sweep, "work", lambda run, folder, cuda: a_csv(run, tmp_path))
+    one = dict(env_ids=("CarCircle2",), algos=("sacv2-lag",), folder=tmp_path)
+    with pytest.raises(SystemExit, match="^False$"):
+        sweep.main("smoke", **one)
+    with pytest.raises(SystemExit, match="holds runs of tiny --total-timesteps 1500 .*, not of full: take another"):
+        sweep.main("fig2", protocol="full", **one, dry_run=True)
+    monkeypatch.setitem(sweep.PROTOCOLS, "tiny", "--total-timesteps 1600")  # an edited one is another
+    with pytest.raises(SystemExit, match="holds runs of tiny --total-timesteps 1500 .*, not of tiny --total-timest"):
+        sweep.main("smoke", **one, dry_run=True)
+    (tmp_path / "protocol").unlink()
+    with pytest.raises(SystemExit, match="holds runs of an unknown protocol, not of tiny "):
+        sweep.main("smoke", **one, dry_run=True)
+
+
+def test_a_folder_has_one_sweep(tmp_path, monkeypatch, ray):
+    def again(run, folder, cuda):
+        monkeypatch.setattr(sweep, "plan", lambda *_: [])
+        with pytest.raises(SystemExit, match=f"^error: another sweep is running in {tmp_path}$"):
+            sweep.main("smoke", folder=tmp_path)
+        return a_csv(run, tmp_path)
+
+    monkeypatch.setattr(sweep, "work", again)
+    with pytest.raises(SystemExit, match="^False$"):
+        sweep.main("smoke", env_ids=("CarCircle2",), algos=("sacv2-lag",), folder=tmp_path)
+    assert list(tmp_path.glob("*.csv"))
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(SystemExit, match="^False$"):
+        sweep.main("smoke", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(jobs=0), "error: --jobs 0: at least 1"),
+        (dict(jobs=2, address="auto"), "error: --jobs 2: .*without --address"),
+        (dict(gpus_per_run=-1.0), "error: --gpus-per-run -1: at least 0"),
+        (dict(gpus_per_run=1.5), "error: --gpus-per-run 1.5: at least 0, and above 1 a whole number"),
+        (dict(gpus_per_run=2.0), "error: --gpus-per-run 2: no node has more than 1$"),
+    ],
+)
+def test_flags_that_cannot_be(tmp_path, monkeypatch, ray, flags, message):
+    monkeypatch.setattr(sweep, "plan", lambda *_: [])
+    with pytest.raises(SystemExit, match=f"^{message}"):
+        sweep.main("smoke", folder=tmp_path, **flags)
+
+
+def test_runs_at_a_time(tmp_path, monkeypatch, ray):
+    """As many as this program has cores, not as many as the machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 4, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(sweep, "plan", lambda *_: [])
+    for flags, cpus in ((dict(), 3), (dict(jobs=2), 2), (dict(gpus_per_run=1.0), 3)):
+        with pytest.raises(SystemExit, match="^False$"):
+            sweep.main("smoke", folder=tmp_path, **flags)
+        assert ray.began["num_cpus"] == cpus and ray.began["address"] == "local"
+
+
+def test_ray_that_does_not_come(tmp_path, ray):
+    def init(**_):
+        raise ConnectionError("Could not find any running Ray instance.\nmore")
+
+    ray.init = init
+    with pytest.raises(SystemExit, match="^error: Ray, --address auto: Could not find any running Ray instance.$"):
+        sweep.main("smoke", folder=tmp_path, address="auto")
+    with socket.socket() as nobody:  # bound, and not listened to
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(SystemExit, match=f"^error: Ray, --address {address}: .*refused"):
+            sweep.main("smoke", folder=tmp_path, address=address)
+
+
+def test_what_workers_cannot_say(tmp_path, monkeypatch, capsys, ray):
+    """One cannot import torch, one writes its CSV where nobody sees it; the third is done all the same."""
+
+    def work(run, folder, cuda):
+        if run.algo == "meta-sac-lag":
+            raise RuntimeError("The remote function failed to import\n\nModuleNotFoundError: No module named 'torch'\n")
+        return a_csv(run, tmp_path) if run.algo == "sacv2-lag" else None
+
+    monkeypatch.setattr(sweep, "work", work)
+    with pytest.raises(SystemExit, match="^True$"):
+        sweep.main("smoke", env_ids=("CarCircle2",), algos=("meta-sac-lag", "sacv2-lag", "rcpo-sacv2"), folder=tmp_path)
+    out, err = capsys.readouterr()
+    assert "1 of 3 runs done" in out and err.count("\n") == 2
+    assert "failed: CarCircle2__meta-sac-lag__1: ModuleNotFoundError: No module named 'torch'; its log is" in err
+    unseen = f"its CSV is not in {tmp_path}: is it on a file system that all nodes share?"
+    assert f"failed: CarCircle2__rcpo-sacv2__1: {unseen}; its log is" in err
+
+
+def test_how_far_a_sweep_is(tmp_path, monkeypatch, capsys, ray):
+    """What a failed run had done is not what the others have done."""
+    ticks = itertools.count(0, 400)
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(time=lambda: next(ticks), sleep=lambda _: None))
+
+    def work(run, folder, cuda):
+        if run.algo == "sacv2-lag":
+            return a_csv(run, tmp_path)
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "log.txt").write_text(" 80%|███  | 1200/1500 [00:30<34:48]")
+        return "error: the disk"
+
+    monkeypatch.setattr(sweep, "work", work)
+    with pytest.raises(SystemExit, match="^True$"):
+        sweep.main("smoke", env_ids=("CarCircle2",), algos=("meta-sac-lag", "sacv2-lag"), folder=tmp_path)
+    # 1,200 steps took three ticks; all of the other run's 1,500 are to come
+    assert "0 of 2 runs done, 1 steps a second; about 0 h 25 min to go" in capsys.readouterr().out
+
+
+def test_how_far_a_run_is(tmp_path):
+    here = tmp_path / RUN.name
+    (here / "runs" / "x").mkdir(parents=True)
+    (here / "log.txt").write_text(" 80%|███  | 1200/1500 [00:30<34:48]")
+    assert sweep.steps_of(RUN, tmp_path) == 1200
+    (here / "runs" / "x" / "policy_1500.pt").touch()
+    (here / "log.txt").write_text("evaluations\n" * 1000)
+    assert sweep.steps_of(RUN, tmp_path) == 1500
+
+
+def test_a_rate_is_measured_anew_where_it_was_interrupted(tmp_path, monkeypatch):
+    (tmp_path / f"{RUN.name}.rate" / "runs" / "x").mkdir(parents=True)
+
+    def start(command, here, cuda):
+        writer = SummaryWriter(here / "runs" / "y")
+        for step, rate in ((100, 100.0), (200, 40.0), (300, 60.0)):  # 1 s, then 4 s more
+            writer.add_scalar("charts/SPS", rate, step)
+        writer.close()
+        return 0
+
+    monkeypatch.setattr(sweep, "start", start)
+    assert sweep.rate_of(RUN, tmp_path, False) == pytest.approx(50)
 
 
 def test_one_runs_trouble_is_not_the_sweeps(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "start", lambda *given, **options: 1 / 0)
-    assert sweep.work(RUN, tmp_path, False, {}) == "ZeroDivisionError: division by zero"
+    assert sweep.work(RUN, tmp_path, False) == "ZeroDivisionError: division by zero"
 
 
 def test_a_run_that_cannot_start_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.time, "sleep", lambda _: None)
-    problem = sweep.work(RUN._replace(env_id="NoSuchTask"), tmp_path, False, {})
+    problem = sweep.work(RUN._replace(env_id="NoSuchTask"), tmp_path, False)
     assert problem.startswith("error: cannot make --env-id NoSuchTask") and not list(tmp_path.glob("*.csv"))
 
 
@@ -254,50 +542,128 @@ def test_the_rank_test():
     assert p(one=apart) == pytest.approx(1 / 20) and p(one=apart, sign=-1) == 1
     assert p(one=apart, two=apart) == pytest.approx(1 / 400)
     assert p(one={"a": (1, 2), "b": (2, 3)}) == pytest.approx(2 / 6)
+    assert p(one={"a": range(15), "b": range(15, 30)}) == pytest.approx(1 / 155_117_520)  # at once, in no memory
 
 
-def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path):
-    pytest.importorskip("matplotlib")
-    header = "suite,env,algo,seed,step,metric,value\n"
-    for env_id in list(figures.SETTINGS)[:3]:
-        for seed in (1, 2):
-            rows = []
-            for step in (100, 200, 1000):
-                for arm in ("charts", "twin", "fake", "eval"):
-                    for name in ("jerk", "acceleration", "success", "violation"):
-                        if (arm, seed) == ("fake", 2):  # a rehearsal that failed
-                            continue
-                        rows.append(f"fig3,{env_id},meta-sac-lag,{seed},{step},{arm}/{name},{seed * step / 4000}")
-                rows.append(f"fig3,{env_id},meta-sac-lag,{seed},{step},episodes,2")
-            (tmp_path / f"{env_id}__meta-sac-lag__{seed}.csv").write_text(header + "\n".join(rows) + "\n")
+def test_what_is_compared(tmp_path, capsys):
+    """The seeds that all have; what is left out is said."""
+    runs = {("Task", algo): {3: {}, 1: {}, 2: {}} for algo in figures.LABELS}
+    runs["Task", "rcpo-sacv2"] = {2: {}, 4: {}, 3: {}}
+    runs |= {("Task", "random"): {0: {}}, ("Later", "sacv2-lag"): {1: {}}, ("Never", "random"): {0: {}}}
+    runs |= {("PourCoffeeSim1", "meta-sac-lag"): {1: {}}, ("Task", "sacv2-lag@0.1,10"): {1: {}}}
+    found = {pair: list(of_seeds) for pair, of_seeds in figures.whole(runs).items()}
+    assert found == {("Task", algo): [3, 2] for algo in figures.LABELS} | {
+        ("Task", "rcpo-sacv2"): [2, 3], ("Task", "random"): [0],
+    }  # fmt: skip
+    assert capsys.readouterr().err.splitlines() == [
+        "note: Task: left out is seed 1, 4, which is missing from "
+        "meta-sac-lag, meta-sac-lag-nonlinear, sacv2-lag, rcpo-sacv2, rcpo-metasac",
+        "note: Later: left out is seed 1, which is missing from "
+        "meta-sac-lag, meta-sac-lag-nonlinear, rcpo-sacv2, rcpo-metasac",
+    ]
+    (tmp_path / "one.csv").write_text("suite,env,algo,seed,step,metric,value\nfig2,Task,sacv2-lag,1,1,episodes,1\n")
+    (tmp_path / "other.csv").write_text("step,value\n1,2\n")
+    for table, what in ((False, "figure"), (True, "table")):
+        figures.main(folders=(tmp_path,), table=table)
+        out, err = capsys.readouterr()
+        assert err.splitlines()[0] == f"note: {tmp_path}/other.csv is left out: it is no CSV of a sweep" and not out
+        assert err.splitlines()[2:] == [f"note: nothing in {tmp_path} is enough for a {what}"]
+
+
+def write_sweeps(folder):
+    """Of each suite that has a figure. Every metric has values of its own."""
+
+    def write(suite, env_id, algo, seed, rows):
+        lines = [f'{suite},{env_id},"{algo}",{seed},{step},{metric},{value}' for step, metric, value in rows]
+        text = "\n".join(["suite,env,algo,seed,step,metric,value", *lines, ""])
+        (folder / f"{env_id}__{algo}__{seed}.csv").write_text(text)
+
+    names = {"jerk": 4, "acceleration": 3, "success": 1, "violation": 0.5}
+    for env_id, seed in itertools.product(list(figures.SETTINGS)[:3], (1, 2)):
+        rows = [(step, "episodes", 2) for step in (100, 200, 1000)]
+        for i, arm in enumerate(("charts", "twin", "fake", "eval")):
+            steps = (100, 200, 1000)
+            if arm == "fake":  # rehearsals that failed: of one seed all, of one setting's other one the last
+                steps = () if seed == 2 else (100, 200) if env_id == "PourCoffeeSim3" else steps
+            rows += [(x, f"{arm}/{name}", y * (seed * x / 4000 + i / 100)) for x in steps for name, y in names.items()]
+        write("fig3", env_id, "meta-sac-lag", seed, rows)
+    names = {"charts/violations_total": 1, "charts/episodic_return": 2, "charts/violation": 3}
     for algo in sweep.GRID:
         epsilon, nu = map(float, algo.split("@")[1].split(","))
-        names = ("charts/violations_total", "charts/episodic_return", "charts/violation")
-        rows = [f'robust,CarCircle2,"{algo}",1,{step},{name},{nu + epsilon}' for name in names for step in (1, 2)]
-        rows += [f'robust,CarCircle2,"{algo}",1,{step},episodes,1' for step in (1, 2)]
-        (tmp_path / f"CarCircle2__{algo}__1.csv").write_text(header + "\n".join(rows) + "\n")
-    for algo in sweep.ALGOS:
-        for seed in range(5):  # enough for intervals
-            names = "charts/episodic_return charts/violation meta/alpha meta/epsilon meta/nu values/qc".split()
-            rows = [f"fig2,Task,{algo},{seed},{step},{name},{seed + 1}" for name in names for step in (1, 2)]
-            rows += [f"fig2,Task,{algo},{seed},{step},episodes,1" for step in (1, 2)]
-            (tmp_path / f"Task__{algo}__{seed}.csv").write_text(header + "\n".join(rows) + "\n")
-    figures.main(folders=(tmp_path,))
-    expected = {"figure_2.png", "threshold.png", "figure_3.png", "robustness.png"}
-    assert {path.name for path in tmp_path.glob("*.png")} == expected
-    epsilons, nus, values = figures.grid(figures.read(tmp_path), "sacv2-lag", figures.ROBUSTNESS["return, end"])
+        rows = [(step, name, factor * (nu + epsilon)) for name, factor in names.items() for step in (1, 2)]
+        write("robust", "CarCircle2", algo, 1, rows + [(1, "episodes", 1), (2, "episodes", 1)])
+    names = "charts/episodic_return charts/violation meta/alpha meta/epsilon meta/nu values/qc".split()
+    for (i, algo), seed in itertools.product(enumerate(sweep.ALGOS), range(5)):  # enough for intervals
+        rows = [(step, name, (seed + 1) * 10**j + i) for j, name in enumerate(names) for step in (1, 2)]
+        write("fig2", "Task", algo, seed, rows + [(1, "episodes", 1), (2, "episodes", 1)])
+
+
+def test_tables_of_what_a_folder_has(tmp_path):
+    write_sweeps(tmp_path)
+    runs = figures.read(tmp_path)
+    epsilons, nus, values = figures.grid(runs, "sacv2-lag", figures.ROBUSTNESS["return, end"])
     assert epsilons == [0.1, 0.5, 1.0] and nus == [10, 100, 1000]
-    np.testing.assert_allclose(values, np.add.outer(epsilons, nus))
-    of_grid = {pair: of_seeds for pair, of_seeds in figures.read(tmp_path).items() if pair[1] in sweep.GRID}
+    np.testing.assert_allclose(values, 2 * np.add.outer(epsilons, nus))
+    of_grid = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in sweep.GRID}
+    of_grid["CarCircle2", "sacv2-lag@0.5,20"] = of_grid["CarCircle2", "sacv2-lag@0.5,10"]
     lines = figures.results_table(of_grid, figures.ROBUSTNESS).splitlines()[2:]  # in the order of the plan
-    assert lines[4] == "| CarCircle2 | Meta SAC-Lag (Eq. 14); ε_0 = 0.5, ν_0 = 100 | 1 | 100 | 100 | 100 |"
-    assert lines[-1] == "| CarCircle2 | SACv2-Lag; ε_0 = 1, ν_0 = 1000 | 1 | 1e+03 | 1e+03 | 1e+03 |"
-    of_arms = {pair: of_seeds for pair, of_seeds in figures.read(tmp_path).items() if pair[0] in figures.SETTINGS}
+    assert "ε_0 = 0.5, ν_0 = 20 | 1 |" in lines[13]  # by number
+    assert lines[4] == "| CarCircle2 | Meta SAC-Lag (Eq. 14); ε_0 = 0.5, ν_0 = 100 | 1 | 100 | 302 | 201 |"
+    assert lines[-1] == "| CarCircle2 | SACv2-Lag; ε_0 = 1, ν_0 = 1000 | 1 | 1e+03 | 3e+03 | 2e+03 |"
+    of_arms = {pair: of_seeds for pair, of_seeds in runs.items() if pair[0] in figures.SETTINGS}
     measures = {name: figures.DEPLOYED[name] for name in ("twin: jerk", "arm: jerk", "jerk, end", "evaluated: success")}
     assert figures.results_table(of_arms, measures).splitlines()[2] == (  # "arm": of the seed whose rehearsal went well
-        "| PourCoffeeSim1 | Meta SAC-Lag (Eq. 14) | 2 | 0.163 (0.108 to 0.217) | 0.108 | 0.375 (0.25 to 0.5) | "
-        "0.375 (0.25 to 0.5) |"
+        "| PourCoffeeSim1 | Meta SAC-Lag (Eq. 14) | 2 | 0.69 (0.473 to 0.907) | 0.513 | 1.5 (1 to 2) | "
+        "0.405 (0.28 to 0.53) |"
     )
+
+
+def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    save, drawn = Figure.savefig, {}
+
+    def savefig(figure, path, **options):
+        drawn[os.path.basename(path)] = figure.axes
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    write_sweeps(tmp_path)
+    figures.main(folders=(tmp_path,))
+    assert {path.name for path in tmp_path.glob("*.png")} == set(drawn)
+    assert set(drawn) == {"figure_2.png", "threshold.png", "figure_3.png", "robustness.png"}
+
+    def first(ax, label):
+        return next(line.get_ydata() for line in ax.get_lines() if line.get_label() == label)
+
+    above, middle, below = drawn["figure_2.png"]  # the mean of five seeds is the third's
+    for i, label in enumerate(figures.LABELS.values()):
+        assert first(above, label) == pytest.approx(3 + i) and first(below, label) == pytest.approx(30 + i)
+        logs = np.log10(100 * np.arange(1, 6) + i)
+        assert first(middle, label) == pytest.approx(figures.interquartile_mean(logs))
+    assert {line.get_ydata()[0] for line in below.get_lines() if line.get_linestyle() == "--"} == {
+        1000 * seed + i for seed in range(1, 6) for i in (0, 1)
+    }
+    *of_algos, below = drawn["threshold.png"]
+    for i, ax in enumerate(of_algos):
+        assert list(first(ax, "ε")) == [1000 + i] * 2 and list(first(ax, "E[Q_c]")) == [100_000 + i] * 2
+    assert first(below, "SACv2-Lag") == pytest.approx(30_002)
+    jerk, acceleration, success, violation = drawn["figure_3.png"]
+    for ax, factor in ((jerk, 4), (acceleration, 3)):
+        of_first = [line for line in ax.get_lines() if line.get_color() == "C0" and line.get_linewidth() == 1.8]
+        assert [line.get_linestyle() for line in of_first] == ["-", "--", ":"]
+        ends = [line.get_ydata()[-1] for line in of_first]
+        assert ends == pytest.approx([factor * 0.375, factor * 0.385, factor * 0.27])
+    bars = [0.405, 0.385, 0.27] * 2 + [0.405, 0.385]  # the third setting's last policy was not rehearsed
+    assert [bar.get_height() for bar in success.patches] == pytest.approx(bars)
+    assert [bar.get_height() for bar in violation.patches] == pytest.approx([0.2025, 0.1925] * 3)
+    factors = {"violations, whole run": 1, "violation rate, end": 3, "return, end": 2}
+    for row, (title, factor) in enumerate(factors.items()):
+        for ax, algo in zip(drawn["robustness.png"][2 * row :], ("Meta SAC-Lag (Eq. 14)", "SACv2-Lag")):
+            assert ax.get_title() == f"{title}: {algo}"
+            shown = np.add.outer((0.1, 0.5, 1.0), (10, 100, 1000))
+            np.testing.assert_allclose(ax.get_images()[0].get_array(), factor * shown)
     for path in [*tmp_path.glob("*.png"), *tmp_path.glob("*sacv2-lag@*"), *tmp_path.glob("*__rcpo-metasac__*")]:
         path.unlink()  # a sweep that is not over: what is whole is drawn
     figures.main(folders=(tmp_path,))
@@ -308,7 +674,7 @@ def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path):
 def test_every_saved_policy_is_deployed(tmp_path):
     """Of fig3: each in the twin and on the rehearsal's arm, which has been taught its goal first."""
     run = sweep.Run("fig3", "tiny", "PourCoffeeSim2", "meta-sac-lag", 1)
-    assert sweep.work(run, tmp_path, False, {}) is None
+    assert sweep.work(run, tmp_path, False) is None
     rows = rows_of(tmp_path / f"{run.name}.csv")
     (run_dir,) = (tmp_path / run.name).glob("runs/*")
     saved = {path.stem.split("_")[1] for path in run_dir.glob("policy_*.pt")}
