@@ -5,7 +5,8 @@
 
 Every task speaks Gymnasium's five-tuple and puts the paper's constraint indicator c into `info`: `info["cost"]`
 is 0.0 or 1.0 at every step, the maximum of one `info["cost_<kind>"]` per kind of violation. Constraints are hard
-(Section 5.1): the violating step returns `terminated=True`. Success never terminates; `info["is_success"]` tells it.
+(Section 5.1): the violating step returns `terminated=True`. Success never terminates; where the task has a goal
+`info["is_success"]` tells it.
 """
 
 import dataclasses

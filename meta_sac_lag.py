@@ -36,17 +36,18 @@ from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# id after --env-id -> the module that registers it, and nu's initial value (Table 1)
+# id after --env-id -> the module that registers it, nu's initial value (Table 1), and the factor on its rewards, which
+# is ours: CarCircle2's 0.01 a step would drown in the entropy of alpha = 1
 ENVIRONMENTS = {
-    "HumanoidVelocity": ("benchmark_envs", 10.0),
-    "FrankaDrawerClose": ("benchmark_envs", 10.0),
-    "CarCircle2": ("benchmark_envs", 100.0),
-    "PushTopple": ("benchmark_envs", 1000.0),
-    "EggManipulate": ("benchmark_envs", 100.0),
+    "HumanoidVelocity": ("benchmark_envs", 10.0, 1.0),
+    "FrankaDrawerClose": ("benchmark_envs", 10.0, 1.0),
+    "CarCircle2": ("benchmark_envs", 100.0, 20.0),
+    "PushTopple": ("benchmark_envs", 1000.0, 1.0),
+    "EggManipulate": ("benchmark_envs", 100.0, 1.0),
     # Table 2's settings; nu is ours, untuned
-    **{f"PourCoffee{row}": ("pour_coffee_env", 10.0) for row in ("", "Sim1", "Sim2", "Sim3", "Sim4")},
+    **{f"PourCoffee{row}": ("pour_coffee_env", 10.0, 1.0) for row in ("", "Sim1", "Sim2", "Sim3", "Sim4")},
 }
-OTHER_NU_INIT = 10.0  # for any other environment: ours, untuned
+OTHER = ("", 10.0, 1.0)  # for any other environment: ours, untuned
 FORMAT = "meta_sac_lag 2"  # of the files that `save` writes; another number where an old file would be misread
 
 
@@ -82,7 +83,7 @@ class Args:
     policy_lr: float = 3e-4  # beta_phi, the policy's learning rate (RMSProp)
     q_lr: float = 1e-3  # learning rate of both critics (Adam)
     rmsprop_decay: float = 0.99  # decay of RMSProp's running mean of squared gradients
-    reward_scale: float = 1.0  # factor on the rewards that the critic learns from; logged returns are unscaled
+    reward_scale: float | None = None  # factor on rewards, but not on logged returns; None: 20 for CarCircle2, else 1
     nu_init: float | None = None  # initial Lagrange multiplier; None: Table 1's, 10 for other environments
     nu_lr: float = 3e-4  # beta_nu (RMSProp)
     epsilon_init: float = 1.0  # initial safety threshold
@@ -101,7 +102,11 @@ class Actor(nn.Module):
 
     def __init__(self, obs_dim, action_dim, hidden_size):
         super().__init__()
-        self.net = mlp(obs_dim, hidden_size, 2 * action_dim)
+        self.net = nn.Sequential(
+            nn.Linear(obs_dim, hidden_size), nn.ReLU(inplace=True),
+            nn.Linear(hidden_size, hidden_size), nn.ReLU(inplace=True),
+            nn.Linear(hidden_size, 2 * action_dim),
+        )  # fmt: skip
 
     def forward(self, obs, log_pi=True):
         """obs (batch, obs_dim) -> a ~ pi (batch, action_dim), log pi(a|s) (batch,), pi_det (batch, action_dim)
@@ -160,16 +165,6 @@ class TwinCritic(nn.Module):
         return q.sigmoid() if self.probability else q
 
 
-def mlp(inputs, hidden_size, outputs):
-    return nn.Sequential(
-        nn.Linear(inputs, hidden_size),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_size, hidden_size),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_size, outputs),
-    )
-
-
 class ReplayBuffer:
     """A ring of float32 rows, one array per named field. The arrays take memory only as they fill."""
 
@@ -207,9 +202,9 @@ class ReplayBuffer:
 def rmsprop(theta, gradient, square_avg, learning_rate, decay, constant):
     """One step of RMSProp *up* the gradient: theta' = theta + beta g / sqrt(v' + constant), and v'.
 
-    A pure, differentiable function of tensors of one shape: metagradients pass through nu', phi' and epsilon'
-    (Appendix B). The constant stands inside the root because the derivative of the root at 0 is infinite, and a dead
-    ReLU's gradient is exactly 0.
+    A pure function of tensors of one shape, which autograd could differentiate. Here its derivatives are written out,
+    below: that is faster (README). The constant stands inside the root because the derivative of the root at 0 is
+    infinite, and a dead ReLU's gradient is exactly 0 (Appendix B has RMSProp for nu, phi and epsilon).
     """
     square_avg = decay * square_avg + (1 - decay) * gradient.square()
     return theta + learning_rate * gradient / (square_avg + constant).sqrt(), square_avg
@@ -327,7 +322,7 @@ def make_env(env_id, render, **robot):
             return Contract(gym.make("kinova_real:KinovaPourCoffee", **robot), env_id)
         except (gym.error.Error, ImportError) as error:
             fail(error)
-    module, _ = ENVIRONMENTS.get(env_id, ("", None))
+    module, *_ = ENVIRONMENTS.get(env_id, OTHER)
     try:
         prefix, colon, _ = env_id.rpartition(":")
         if colon and not all(part.isidentifier() for part in prefix.split(".")):
@@ -486,15 +481,16 @@ if __name__ == "__main__":
         if args.total_timesteps <= checkpoint["step"]:
             fail(f"{run_dir} has {checkpoint['step']} steps; a larger --total-timesteps takes it further")
         may_change = {"total_timesteps", "checkpoint_every", "eval_every", "episodes", "hidden_size", "resume"}
-        may_change |= {"real_robot", "robot_ip", "spill_scale", "capture_video", "track"}
+        may_change |= {"real_robot", "robot_ip", "spill_scale", "capture_video", "track"}  # hidden_size: see check_fit
         for name in checkpoint["args"].keys() - may_change:
             if getattr(args, name) != checkpoint["args"][name]:
                 flag = f"--{name.replace('_', '-')}"
                 print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
                 setattr(args, name, checkpoint["args"][name])
     args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
-    _, table_nu_init = ENVIRONMENTS.get(args.env_id, ("", OTHER_NU_INIT))
+    _, table_nu_init, table_reward_scale = ENVIRONMENTS.get(args.env_id, OTHER)
     args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
+    args.reward_scale = table_reward_scale if args.reward_scale is None else args.reward_scale
     for rule, holds, names in (
         ("at least 1", lambda x: x >= 1, "total_timesteps buffer_size batch_size hidden_size initial_states episodes"),
         ("at least 0", lambda x: x >= 0, "learning_starts checkpoint_every eval_every"),
@@ -779,12 +775,12 @@ if __name__ == "__main__":
                 # Eq. 11, term by term: L = J_r - alpha J_h - nu (J_c - epsilon); Eq. 10's J_r is J_r - alpha J_h here
                 action_pi, log_pi, _ = actor(B.obs)
                 J_r = qr(B.obs, action_pi).amin(0).mean()
-                J_h = log_pi.mean()
+                J_h = log_pi.mean()  # minus the entropy
                 J_c = qc(B.obs, action_pi).amax(0).mean()
 
-                # Alg. 1, line 15 (Eqs. 11-12): nu' = nu - beta_nu dL/dnu, a function of epsilon. In line 16 nu' is an
-                # argument of L, so phi's gradient does not run through its J_c.
-                of_nu = args.nu_lr, args.rmsprop_decay, 1e-20
+                # Alg. 1, line 15 (Eqs. 11-12): nu' = nu - beta_nu dL/dnu, a function of epsilon. For line 16 it is a
+                # constant: phi's gradient does not run through its J_c.
+                of_nu = args.nu_lr, args.rmsprop_decay, 1e-20  # RMSProp's rate, decay and constant
                 excess = J_c.detach() - epsilon  # -dL/dnu
                 nu_new, nu_square_new = rmsprop(nu, excess, nu_square, *of_nu)
                 dnu_depsilon = -rmsprop_derivatives(excess, nu_square, *of_nu)[0]
@@ -804,8 +800,9 @@ if __name__ == "__main__":
                 B_new = D.sample(args.batch_size)
 
                 # Alg. 1, line 18 (Eqs. 13-14, or 16): epsilon' = epsilon + beta_epsilon dJ_epsilon/depsilon, through
-                # phi' and nu'; J_epsilon's own nu' is a detached copy (Section 4.3). Eq. 13 prints ascent; whether it
-                # is meant is open (README). The critics by their tangents: line 19's Hessian then has the policy alone.
+                # phi' and nu'. J_epsilon's own nu' is a detached copy (Section 4.3): nu_new carries no graph, and
+                # dnu'/depsilon enters by hand. Eq. 13 prints ascent; whether it is meant is open (README). The critics
+                # by their tangents: line 19's Hessian then has the policy alone.
                 of_epsilon = args.epsilon_lr, args.rmsprop_decay, 1e-20
                 phi_new.requires_grad_()
                 action_new, _, _ = functional_call(actor, unflat(phi_new, phi), B_new.obs, {"log_pi": False})
@@ -830,7 +827,8 @@ if __name__ == "__main__":
                 grad_alpha_direct = dJ_alpha_dphi @ dphi_dalpha
                 grad_alpha_via_epsilon = torch.zeros_like(grad_alpha_direct)
                 if args.alpha_through_epsilon:
-                    # The derivative of grad_epsilon: with alpha move dJ_epsilon/dphi', by the Hessian H, and dphi'/dnu'
+                    # The derivative of grad_epsilon by alpha. Two of its factors depend on it: dJ_epsilon/dphi',
+                    # through phi' (so the Hessian H), and dphi'/dnu', by RMSProp's second derivative.
                     (H_dphi_dnu,) = torch.autograd.grad(dJ_dphi, phi_new, dphi_dnu)
                     d2J = dnu_depsilon * (H_dphi_dnu @ dphi_dalpha + dJ_dphi.detach() @ (d2phi_dg2 * g_h * g_c))
                     depsilon_dg, _ = rmsprop_derivatives(sign * grad_epsilon, epsilon_square, *of_epsilon)

@@ -36,17 +36,18 @@ from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# id after --env-id -> the module that registers it, epsilon, and nu's initial value in SACv2-Lag and in RCPO (Table 1)
+# id after --env-id -> the module that registers it, epsilon, nu's initial value in SACv2-Lag and in RCPO (Table 1), and
+# the factor on its rewards, which is ours: CarCircle2's 0.01 a step would drown in the entropy of alpha = 1
 ENVIRONMENTS = {
-    "HumanoidVelocity": ("benchmark_envs", 0.4, 10.0, 10.0),
-    "FrankaDrawerClose": ("benchmark_envs", 0.6, 10.0, 10.0),
-    "CarCircle2": ("benchmark_envs", 0.5, 100.0, 1.0),
-    "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0),
-    "EggManipulate": ("benchmark_envs", 0.5, 100.0, 1.0),
+    "HumanoidVelocity": ("benchmark_envs", 0.4, 10.0, 10.0, 1.0),
+    "FrankaDrawerClose": ("benchmark_envs", 0.6, 10.0, 10.0, 1.0),
+    "CarCircle2": ("benchmark_envs", 0.5, 100.0, 1.0, 20.0),
+    "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0, 1.0),
+    "EggManipulate": ("benchmark_envs", 0.5, 100.0, 1.0, 1.0),
     # Table 2's settings; epsilon and nu are ours, untuned
-    **{f"PourCoffee{row}": ("pour_coffee_env", 0.5, 10.0, 10.0) for row in ("", "Sim1", "Sim2", "Sim3", "Sim4")},
+    **{f"PourCoffee{row}": ("pour_coffee_env", 0.5, 10.0, 10.0, 1.0) for row in ("", "Sim1", "Sim2", "Sim3", "Sim4")},
 }
-OTHER = ("", 0.5, 10.0, 10.0)  # for any other environment: ours, untuned
+OTHER = ("", 0.5, 10.0, 10.0, 1.0)  # for any other environment: ours, untuned
 FORMAT = "sac_lag_baselines 2"  # of the files that `save` writes; another number where an old file would be misread
 
 
@@ -83,7 +84,7 @@ class Args:
     policy_lr: float = 3e-4  # beta_phi, the policy's learning rate (RMSProp)
     q_lr: float = 1e-3  # learning rate of both critics (Adam)
     rmsprop_decay: float = 0.99  # decay of RMSProp's running mean of squared gradients
-    reward_scale: float = 1.0  # factor on the rewards that the critic learns from; logged returns are unscaled
+    reward_scale: float | None = None  # factor on rewards, but not on logged returns; None: 20 for CarCircle2, else 1
     nu_init: float | None = None  # initial Lagrange multiplier; None: Table 1's, 10 for other environments
     nu_lr: float = 3e-4  # beta_nu (RMSProp)
     epsilon_init: float | None = None  # the fixed safety threshold; None: Table 1's, 0.5 for other environments
@@ -98,7 +99,11 @@ class Actor(nn.Module):
 
     def __init__(self, obs_dim, action_dim, hidden_size):
         super().__init__()
-        self.net = mlp(obs_dim, hidden_size, 2 * action_dim)
+        self.net = nn.Sequential(
+            nn.Linear(obs_dim, hidden_size), nn.ReLU(inplace=True),
+            nn.Linear(hidden_size, hidden_size), nn.ReLU(inplace=True),
+            nn.Linear(hidden_size, 2 * action_dim),
+        )  # fmt: skip
 
     def forward(self, obs, log_pi=True):
         """obs (batch, obs_dim) -> a ~ pi (batch, action_dim), log pi(a|s) (batch,), pi_det (batch, action_dim)
@@ -144,16 +149,6 @@ class TwinCritic(nn.Module):
         return q.sigmoid() if self.probability else q
 
 
-def mlp(inputs, hidden_size, outputs):
-    return nn.Sequential(
-        nn.Linear(inputs, hidden_size),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_size, hidden_size),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_size, outputs),
-    )
-
-
 class ReplayBuffer:
     """A ring of float32 rows, one array per named field. The arrays take memory only as they fill."""
 
@@ -191,9 +186,9 @@ class ReplayBuffer:
 def rmsprop(theta, gradient, square_avg, learning_rate, decay, constant):
     """One step of RMSProp *up* the gradient: theta' = theta + beta g / sqrt(v' + constant), and v'.
 
-    A pure, differentiable function of tensors of one shape: metagradients pass through nu', phi' and epsilon'
-    (Appendix B). The constant stands inside the root because the derivative of the root at 0 is infinite, and a dead
-    ReLU's gradient is exactly 0.
+    A pure function of tensors of one shape, which autograd could differentiate. Here its derivatives are written out,
+    below: that is faster (README). The constant stands inside the root because the derivative of the root at 0 is
+    infinite, and a dead ReLU's gradient is exactly 0 (Appendix B has RMSProp for nu, phi and epsilon).
     """
     square_avg = decay * square_avg + (1 - decay) * gradient.square()
     return theta + learning_rate * gradient / (square_avg + constant).sqrt(), square_avg
@@ -470,16 +465,17 @@ if __name__ == "__main__":
         if args.total_timesteps <= checkpoint["step"]:
             fail(f"{run_dir} has {checkpoint['step']} steps; a larger --total-timesteps takes it further")
         may_change = {"total_timesteps", "checkpoint_every", "eval_every", "episodes", "hidden_size", "resume"}
-        may_change |= {"real_robot", "robot_ip", "spill_scale", "capture_video", "track"}
+        may_change |= {"real_robot", "robot_ip", "spill_scale", "capture_video", "track"}  # hidden_size: see check_fit
         for name in checkpoint["args"].keys() - may_change:
             if getattr(args, name) != checkpoint["args"][name]:
                 flag = f"--{name.replace('_', '-')}"
                 print(f"note: {flag} {getattr(args, name)} is not taken, the run keeps its {checkpoint['args'][name]}")
                 setattr(args, name, checkpoint["args"][name])
     args.env_id = args.env_id.removeprefix("benchmark_envs:")  # either spelling gets Table 1's nu
-    _, table_epsilon, table_nu_lag, table_nu_rcpo = ENVIRONMENTS.get(args.env_id, OTHER)
+    _, table_epsilon, table_nu_lag, table_nu_rcpo, table_reward_scale = ENVIRONMENTS.get(args.env_id, OTHER)
     table_nu_init = table_nu_lag if args.algo == "sacv2-lag" else table_nu_rcpo
     args.nu_init = table_nu_init if args.nu_init is None else args.nu_init
+    args.reward_scale = table_reward_scale if args.reward_scale is None else args.reward_scale
     args.epsilon_init = table_epsilon if args.epsilon_init is None else args.epsilon_init
     args.exp_name = args.algo if args.exp_name is None else args.exp_name
     for rule, holds, names in (
@@ -769,7 +765,7 @@ if __name__ == "__main__":
                 # Eq. 11, term by term: L = J_r - alpha J_h - nu (J_c - epsilon); Eq. 10's J_r is J_r - alpha J_h here
                 action_pi, log_pi, _ = actor(B.obs)
                 J_r = qr(B.obs, action_pi).amin(0).mean()
-                J_h = log_pi.mean()
+                J_h = log_pi.mean()  # minus the entropy
                 J_c = qc(B.obs, action_pi).amax(0).mean()
 
                 # Alg. 1, line 15 (Eqs. 11-12): nu' = nu - beta_nu dL/dnu

@@ -27,6 +27,8 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import sweep
+
 from meta_sac_lag import Actor, TwinCritic, unflat
 
 HERE = Path(__file__).parent
@@ -35,7 +37,7 @@ SEEDS = (1, 2)
 # Reduced: tau twice the default, so that Q_c forgets its first value, 0.5, within 3 / (tau (1 - gamma_c)) = 30,000.
 PROTOCOL = "--hidden-size 128 --batch-size 128 --tau 0.01 --learning-starts 2000 --total-timesteps 40000 --no-cuda"
 # flags, Table 1's nu_0
-TASKS = {"CarCircle2": ("--reward-scale 20", 100), "FrankaDrawerClose": ("", 10), "HumanoidVelocity": ("", 10),
+TASKS = {"CarCircle2": ("", 100), "FrankaDrawerClose": ("", 10), "HumanoidVelocity": ("", 10),
          "PourCoffee": ("--total-timesteps 60000", 10)}
 VARIANTS = {  # nu's rate: the default 3e-4, or a ten-thousandth ("mid") or thousandth ("fast") of nu_0
     "ascent": "",
@@ -121,7 +123,8 @@ def to_csv(run_dir: tyro.conf.Positional[str]):
     path = RESULTS / f"{env_id}__{variant}__{seed}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".part"), "w", newline="") as file:
-        file.write(f"# {shlex.join(command(env_id, variant, int(seed)))}\n")
+        file.write(f"# {shlex.join(command(env_id, variant, int(seed)))}\n# written at commit {sweep.commit()}\n")
+        file.write(f"# {sweep.machine()}; {sweep.versions()}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["suite", "env", "algo", "seed", "step", "metric", "value"])
         for tag in sorted(events.Tags()["scalars"]):

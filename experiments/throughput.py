@@ -73,7 +73,8 @@ def whole_graph(text):
 def ours(module, text, obs_dim, action_dim, batch_size, width, **flags):
     """-> update(), which executes the block once on a filled buffer."""
     m = module
-    args = m.Args(batch_size=batch_size, hidden_size=width, **{"nu_init": 10.0, "epsilon_init": 0.5, **flags})
+    flags = dict(nu_init=10.0, epsilon_init=0.5, reward_scale=1.0) | flags
+    args = m.Args(batch_size=batch_size, hidden_size=width, **flags)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     sizes = obs_dim, action_dim, width

@@ -18,7 +18,7 @@ def test_the_text_that_both_scripts_share():
     method, baselines = (path.read_text().splitlines() for path in (SCRIPT, BASELINES))
     blocks = difflib.SequenceMatcher(None, method, baselines, autojunk=False).get_opcodes()
     changed = [(tag, method[a:b], baselines[c:d]) for tag, a, b, c, d in blocks if tag != "equal"]
-    assert sum(len(new) for _, _, new in changed) == 61, changed
+    assert sum(len(new) for _, _, new in changed) == 62, changed
     start, end = (next(i for i, line in enumerate(method) if mark in line) for mark in ("class Actor", "__main__"))
     here = "\n".join(line for line in method[start:end] if line not in baselines)
     before, tangent = here.split("    def tangent")  # which only the metagradients need
@@ -73,6 +73,7 @@ def test_table_1(folder, monkeypatch, algo, env_id, epsilon, nu):
     flags = ("--algo", algo, "--env-id", env_id, "--total-timesteps", 2, "--initial-states", 1)
     args = execute(folder, monkeypatch, *flags, script=BASELINES)["args"]
     assert (args.epsilon_init, args.nu_init) == (epsilon, nu)
+    assert args.reward_scale == (20 if env_id == "CarCircle2" else 1)
 
 
 @pytest.mark.slow

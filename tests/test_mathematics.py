@@ -55,8 +55,8 @@ def make_state(smooth=True, seed=0, obs_dim=OBS_DIM, action_dim=ACTION_DIM, fill
     """The names that the block reads, as the script makes them, on small networks and random data."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    flags = {"batch_size": 16, "hidden_size": 8, "nu_init": 2.0, "epsilon_init": 0.4, "alpha_init": 0.3, **flags}
-    args = Args(**flags)
+    small = dict(batch_size=16, hidden_size=8, nu_init=2.0, epsilon_init=0.4, alpha_init=0.3, reward_scale=1.0)
+    args = Args(**small | flags)
     actor = Actor(obs_dim, action_dim, args.hidden_size)
     qr, qr_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=False) for _ in range(2))
     qc, qc_target = (TwinCritic(obs_dim, action_dim, args.hidden_size, probability=True) for _ in range(2))

@@ -347,9 +347,9 @@ def test_other_formats_and_other_shapes(folder, run_here, copied):
     # The script's networks have changed since
     wider = folder / "wider.py"
     code = SCRIPT.read_text()
-    wider.write_text(code.replace("nn.Linear(hidden_size, outputs)", "nn.Linear(hidden_size, outputs, False)"))
+    wider.write_text(code.replace("hidden_size, 2 * action_dim", "hidden_size, 2 * action_dim, False"))
     assert_one_line(run_here(*resume, script=wider), "Unexpected key", "net.4.bias")
-    wider.write_text(code.replace("mlp(obs_dim, hidden_size,", "mlp(obs_dim, 2 * hidden_size,"))
+    wider.write_text(code.replace("self.net = nn", "hidden_size *= 2\n        self.net = nn"))
     assert_one_line(run_here(*resume, script=wider), "[16, 2]", "[32, 2]")
     assert_one_line(run_here("--evaluate", copied, script=wider), "[16, 2]", "[32, 2]")
 

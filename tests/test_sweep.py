@@ -98,11 +98,11 @@ def test_the_plan():
     assert [run.algo for run in runs[:5]] == list(sweep.ALGOS) and {run.seed for run in runs[:5]} == {1}
     line = " ".join(runs[1].command())
     assert line.startswith("meta_sac_lag.py --env-id CarCircle2 --seed 1 ")
-    assert "--reward-scale 20 --epsilon-objective nonlinear" in line and "--no-cuda" in line
+    assert "--epsilon-objective nonlinear" in line and "--no-cuda" in line
     assert runs[1].total() == 50_000
     assert sweep.Run("fig2", "full", "CarCircle2", "sacv2-lag", 1).total() == 1_000_000
     (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
-    assert "--reward-scale 20 --reward-scale 1 " in " ".join(unscaled.command())
+    assert "--reward-scale 1 " in " ".join(unscaled.command())
     assert len(sweep.plan("robust", "reduced")) == 18 and len(sweep.plan("fig3", "reduced")) == 12
     assert len(sweep.plan("control", "reduced")) == 5  # of Pour Coffee, whose rewards are not scaled, two
     assert len(sweep.plan("fig2", "reduced", ("CarCircle2",) * 2, ("sacv2-lag",) * 2, (1, 2, 1))) == 2
@@ -112,22 +112,22 @@ def test_the_plan():
 
 def test_each_name_is_its_algorithm():
     """What the scripts make of the command lines."""
-    table1 = None  # the script's own, by the environment
+    table1 = None  # the script's own, by the environment: Table 1's, and the rewards' scale
     expected = {
         # script, --algo, objective, nu_0, nu's rate, epsilon_0, reward scale
-        "meta-sac-lag": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, 20.0),
-        "meta-sac-lag-nonlinear": ("meta_sac_lag.py", None, "nonlinear", table1, 3e-4, 1.0, 20.0),
-        "sacv2-lag": ("sac_lag_baselines.py", "sacv2-lag", None, table1, 3e-4, table1, 20.0),
-        "rcpo-sacv2": ("sac_lag_baselines.py", "rcpo-sacv2", None, table1, 3e-4, table1, 20.0),
-        "rcpo-metasac": ("sac_lag_baselines.py", "rcpo-metasac", None, table1, 3e-4, table1, 20.0),
-        "rcpo-unpenalised": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.0, 0.0, table1, 20.0),
-        "rcpo-small": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.1, 3e-4, table1, 20.0),
+        "meta-sac-lag": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, table1),
+        "meta-sac-lag-nonlinear": ("meta_sac_lag.py", None, "nonlinear", table1, 3e-4, 1.0, table1),
+        "sacv2-lag": ("sac_lag_baselines.py", "sacv2-lag", None, table1, 3e-4, table1, table1),
+        "rcpo-sacv2": ("sac_lag_baselines.py", "rcpo-sacv2", None, table1, 3e-4, table1, table1),
+        "rcpo-metasac": ("sac_lag_baselines.py", "rcpo-metasac", None, table1, 3e-4, table1, table1),
+        "rcpo-unpenalised": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.0, 0.0, table1, table1),
+        "rcpo-small": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.1, 3e-4, table1, table1),
         "meta-sac-lag-unscaled": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, 1.0),
     }
     for epsilon, nu in itertools.product((0.1, 0.5, 1.0), (10, 100, 1000)):
-        meta = ("meta_sac_lag.py", None, "linear", nu, 3e-4, epsilon, 20.0)
+        meta = ("meta_sac_lag.py", None, "linear", nu, 3e-4, epsilon, table1)
         expected[f"meta-sac-lag@{epsilon},{nu}"] = meta
-        sacv2 = ("sac_lag_baselines.py", "sacv2-lag", None, nu, 3e-4, epsilon, 20.0)
+        sacv2 = ("sac_lag_baselines.py", "sacv2-lag", None, nu, 3e-4, epsilon, table1)
         expected[f"sacv2-lag@{epsilon},{nu}"] = sacv2
     found = {}
     for name in (*sweep.ALGOS, *sweep.GRID, *sweep.CONTROL):

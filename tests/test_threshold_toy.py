@@ -50,7 +50,8 @@ def run_block(setting, updates):
     batch.terminated = batch.cost + 1
     buffer = SimpleNamespace(sample=lambda *_: batch)
     flags = {key: setting[key] for key in ("epsilon_step", "epsilon_objective", "alpha_through_epsilon", "nu_init")}
-    args = Args(**flags, nu_lr=3e-4 if setting["nu_lr"] == "3e-4" else 1e-3 * setting["nu_init"], batch_size=32)
+    nu_lr = 3e-4 if setting["nu_lr"] == "3e-4" else 1e-3 * setting["nu_init"]
+    args = Args(**flags, nu_lr=nu_lr, batch_size=32, reward_scale=1.0)
     qr, qr_target = (Exact(lambda a: toy.q_r(a, toy.OFFSETS[setting["rewards"]])) for _ in range(2))
     qc, qc_target = (Exact(toy.q_c) for _ in range(2))
     actor, log_alpha = Policy(), torch.tensor(0.0, requires_grad=True)
