@@ -880,7 +880,8 @@ def arm(tmp_path):
 
 LEARNER = """
 import signal, sys, time, numpy as np, kinova_real
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has children ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has children ignore,
+signal.signal(signal.SIGINT, signal.default_int_handler)  # and this a shell's background
 class Person:
     key = True
     confirm = lambda self, text: None
@@ -964,7 +965,10 @@ def test_the_arms_own_process_is_frozen_and_goes_on(tmp_path, arm):
 def test_ctrl_c_and_the_arm_goes_on(tmp_path, arm):
     """That no Stop reaches it is said, whoever ends."""
     command = [sys.executable, str(ROOT / "kinova_real.py"), "--speed", "0.2", "--robot-ip", f"fake:{arm.address}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background ignores
+    )  # fmt: skip
     process.stdin.write("yes\nyes\n")
     process.stdin.flush()
     while arm.world.speed < 0.05:
