@@ -274,6 +274,7 @@ DEPLOYED = {  # of Fig. 3's runs; jerk in m/s³, acceleration in m/s²
     "jerk, end": lambda c: per_episode(c, "charts/jerk", LAST),
     "acceleration, end": lambda c: per_episode(c, "charts/acceleration", LAST),
     "evaluated: violation rate": MEASURES["evaluated: violation rate"],
+    "evaluated: return": MEASURES["evaluated: return"],
     "evaluated: success": lambda c: c["eval/success"][-1, 1],
     "twin: violation rate": deployed("twin/violation"),
     "twin: spilled": deployed("twin/cost_spill"),

@@ -170,12 +170,10 @@ def read(env_id, variant, seed):
     return {tag: np.array(points) for tag, points in curves.items()}
 
 
-def episodes(curves, tag):
-    """A curve of episode statistics: step, value, and about how many episodes had an end in each window, by which means
-    of windows have to be weighted. Where violations are many, episodes are short, and many."""
-    step, value = curves[tag].T
-    length = dict(curves["charts/episodic_length"])
-    return step, value, np.array([EVERY / length[at] for at in step])
+def episodes(curves):
+    """About how many episodes ended in each window, by which means of windows have to be weighted: where violations are
+    many, episodes are short, and many."""
+    return EVERY / curves["charts/episodic_length"][:, 1]
 
 
 def figure(env_id, variants, path):
@@ -193,9 +191,8 @@ def figure(env_id, variants, path):
                 if curves := read(env_id, variant, seed):
                     step, value = curves[tag].T
                     if tag.startswith("charts"):  # means over the episodes of five windows
-                        _, _, weight = episodes(curves, tag)
                         five = [slice(max(0, i - 4), i + 1) for i in range(len(value))]
-                        value = np.array([np.average(value[near], weights=weight[near]) for near in five])
+                        value = np.array([np.average(value[near], weights=episodes(curves)[near]) for near in five])
                     ax.plot(step / 1000, value, linewidth=1, label=f"seed {seed}")
             ax.set_yscale({"meta/nu": "symlog", "meta/alpha": "log"}.get(tag, "linear"))
             ax.set_ylabel(label if ax in axes[:, 0] else "")
@@ -213,7 +210,7 @@ def last(curves, tag, steps=10_000):
     if tag == "charts/violations_total":
         return value.max()
     if tag in ("charts/violation", "charts/episodic_return"):
-        return np.average(value[late], weights=episodes(curves, tag)[2][late])
+        return np.average(value[late], weights=episodes(curves)[late])
     return (np.median if tag == "meta/nu_star" else np.mean)(value[late])
 
 
