@@ -7,11 +7,15 @@ Every task speaks Gymnasium's five-tuple and puts the paper's constraint indicat
 is 0.0 or 1.0 at every step, the maximum of one `info["cost_<kind>"]` per kind of violation. Constraints are hard
 (Section 5.1): the violating step returns `terminated=True`. Success never terminates; where the task has a goal
 `info["is_success"]` tells it.
+
+Safety-Gymnasium's own tasks are here too, by their own ids ("benchmark_envs:SafetyPointGoal1-v0"): five values, and
+the cost in `info`. They end as Safety-Gymnasium ends them, not on a violation.
 """
 
 import dataclasses
 import functools
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,9 +23,12 @@ import types
 import warnings
 import weakref
 
-# Without a display MuJoCo's default renderer (GLFW) fails; EGL needs none. Gymnasium reads this at the first frame.
-if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    os.environ.setdefault("MUJOCO_GL", "egl")
+# Without a display MuJoCo's default renderer (GLFW) fails; EGL needs none. Gymnasium reads this at the first frame, and
+# takes an empty value for a renderer's name.
+if not os.environ.get("MUJOCO_GL"):
+    os.environ.pop("MUJOCO_GL", None)
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ["MUJOCO_GL"] = "egl"
 
 import gymnasium as gym
 import mujoco
@@ -31,12 +38,18 @@ from gymnasium_robotics.envs.shadow_dexterous_hand.manipulate_egg import MujocoH
 
 
 def import_safety_gymnasium():
-    """Imports safety_gymnasium 1.0.0 on Python 3.11 and returns the module.
+    """Imports safety_gymnasium 1.0.0 on Python 3.11 and returns the module; ImportError where it is not installed.
 
     Its dataclasses have arrays as defaults, which Python 3.11 refuses ("mutable default"). While it is imported, such
     a default becomes a `default_factory` that returns the same array, which is what Python 3.10 did with it.
+
+    It registers its tasks, whose step() returns six values, with Gymnasium, by ids that are `SafetyGymnasium`'s below.
+    For `gym.make` they stay so, while `safety_gymnasium.make` makes its own.
     """
-    original = dataclasses.dataclass
+    original, registry = dataclasses.dataclass, gym.registry
+    ours = {name: spec for name, spec in registry.items() if spec.entry_point == "benchmark_envs:SafetyGymnasium"}
+    for name in ours:
+        del registry[name]  # else Gymnasium warns of each
 
     def dataclass_with_array_defaults(cls=None, **options):
         if cls is None:
@@ -49,17 +62,45 @@ def import_safety_gymnasium():
     dataclasses.dataclass = dataclass_with_array_defaults
     try:
         import safety_gymnasium
+        from safety_gymnasium.utils import registration
+
+        if registration._find_spec is gym.envs.registration._find_spec:  # the first time
+            theirs, find = {name: registry.pop(name) for name in registration.safe_registry}, registration._find_spec
+            registration._find_spec = lambda name: theirs.get(name) or find(name)
+    except ImportError as error:
+        what = "Safety-Gymnasium's tasks need requirements.txt and pip install --no-deps safety-gymnasium==1.0.0"
+        raise ImportError(f"{what} ({error})") from None
     finally:
         dataclasses.dataclass = original
+        registry.update(ours)
     return safety_gymnasium
 
 
+@functools.cache
+def glfw_works():
+    """Whether GLFW can draw: the display that DISPLAY names may be gone (ssh -X, tmux, Docker), or lack OpenGL.
+
+    Another process tries: this one is not to wait for a host that is off, nor to share with its forks what it opened.
+    """
+    window = "glfw.create_window(9, 9, '', None, None)"
+    code = f"import glfw; glfw.init(); glfw.window_hint(glfw.VISIBLE, 0); raise SystemExit(0 if {window} else 1)"
+    try:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=10).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
 def check_render_mode(env, render_mode, displays=("DISPLAY", "WAYLAND_DISPLAY")):
-    """ValueError for a mode that the environment lacks; RuntimeError where its window would have no display."""
+    """ValueError for a mode that the environment lacks; RuntimeError where its window would have no display.
+
+    Frames that GLFW could not draw are left to EGL, unless MUJOCO_GL says otherwise.
+    """
     if render_mode not in (None, *env.metadata["render_modes"]):
         raise ValueError(f"render_mode has to be None, human or rgb_array, but it is {render_mode!r}")
     if render_mode == "human" and sys.platform == "linux" and not any(map(os.environ.get, displays)):
         raise RuntimeError("there is no display for render_mode human (the program would be ended by the renderer)")
+    if render_mode == "rgb_array" and sys.platform == "linux" and "MUJOCO_GL" not in os.environ and not glfw_works():
+        os.environ["MUJOCO_GL"] = "egl"
 
 
 def clipped(env, action):
@@ -890,8 +931,116 @@ def urdf(zone):
         <joint name="floor" type="fixed"><parent link="world"/><child link="floor"/></joint></robot>"""
 
 
+class SafetyGymnasium(gym.Env):
+    """
+    ## Description
+    A task of Safety-Gymnasium 1.0.0, as it is, but with Gymnasium's five values from step() and the cost in `info`:
+    `gym.make("benchmark_envs:SafetyPointGoal1-v0")`. The ids are Safety-Gymnasium's, `SAFETY_GYMNASIUM_STEPS` lists
+    them. Two kinds are missing: Race, because the package lacks the picture of its floor, and Debug, whose robot
+    is steered by the keyboard.
+
+    ## Action Space, Observation Space, Rewards, Starting State
+    Safety-Gymnasium's, in float64. With "Vision" in the id an observation is a Dict, a picture among it.
+
+    ## Cost
+    | info key | meaning |
+    |---|---|
+    | `cost` | Safety-Gymnasium's sixth value, 0.0 or 1.0: the step violated. At level 0, but for Run, it never does |
+    | `cost_<kind>` | 0.0 or 1.0, in the tasks with obstacles: that kind was violated |
+
+    Besides, what Safety-Gymnasium tells (`goal_met`, `x_velocity`), but not its `cost_sum`, which is no kind.
+
+    ## Episode End
+    Terminates where Safety-Gymnasium does: a robot falls over; not on a violation, and not at a goal, which moves on.
+    Truncates after 500 steps (Circle, Run) or 1000.
+
+    ## Arguments
+    | argument | default | meaning |
+    |---|---|---|
+    | `env_id` | | Safety-Gymnasium's id; `gym.make` gives it |
+    | `render_mode` | None | "rgb_array" or "human" |
+    | `**options` | | Safety-Gymnasium's: `width`, `height` (pixels), `camera_name`, ... |
+
+    ImportError where Safety-Gymnasium is not installed.
+
+    ## Differences from the original
+    * Where nobody looks the sky is plain. The tasks with obstacles compile their model at every reset, and unpack six
+      pictures of stars for it: 1.2 s of 1.25 s. The physics are the same, bit for bit.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 30}
+
+    def __init__(self, env_id, render_mode=None, **options):
+        vision = "Vision" in env_id
+        check_render_mode(self, "rgb_array" if vision and not render_mode else render_mode)
+        self.original = import_safety_gymnasium().make(env_id, render_mode=render_mode, **options).unwrapped
+        self.renderer = self.original.task if hasattr(self.original, "task") else self.original.mujoco_renderer
+        self.render_mode, self.plain_sky = render_mode, not (render_mode or vision)
+        self.metadata = {**self.metadata, "render_fps": self.original.metadata["render_fps"]}
+        self.action_space, self.observation_space = self.original.action_space, self.original.observation_space
+
+    def reset(self, *, seed=None, options=None):
+        import yaml  # here, because only Safety-Gymnasium needs it
+
+        super().reset(seed=seed)
+        self._make_context_current()
+        load = yaml.load
+        yaml.load = load_with_plain_sky if self.plain_sky else load
+        try:
+            return self.original.reset(seed=seed)
+        finally:
+            yaml.load = load
+
+    def step(self, action):
+        self._make_context_current()
+        observation, reward, cost, terminated, truncated, info = self.original.step(action)
+        info.pop("cost_sum", None)
+        return observation, float(reward), terminated, truncated, {**info, "cost": float(cost)}
+
+    def render(self):
+        self._make_context_current()
+        if not hasattr(self.original, "task"):
+            return self.original.render()
+        # What the original's render() does, but it refuses for Vision
+        return self.renderer.render(cost=self.original.cost, **dataclasses.asdict(self.original.render_parameters))
+
+    def close(self):
+        for viewer in self.renderer._viewers.values():
+            viewer.close()
+        self.renderer._viewers.clear()
+
+    def _make_context_current(self):
+        for viewer in self.renderer._viewers.values():
+            viewer.make_context_current()  # another environment may have rendered in between
+
+
+def load_with_plain_sky(file, Loader):
+    """What yaml.load returns of Safety-Gymnasium's list of textures, but with a sky of one colour."""
+    assets = Loader(file).get_single_data()
+    assets["textures"]["skybox"] = {"@type": "skybox", "@builtin": "flat", "@width": 1, "@height": 1}
+    return assets
+
+
+# Safety-Gymnasium's ids and their time limits (steps). The package could tell, but its import takes 0.2 s.
+SAFETY_GYMNASIUM_STEPS = {
+    f"Safety{robot}{task}{level}{view}-v0": 500 if task in ("Circle", "Run") else 1000
+    for robot in ("Point", "Car", "Racecar", "Doggo", "Ant")
+    for task in ("Goal", "Button", "Push", "Circle", "Run", "FadingEasy", "FadingHard")
+    for level in ("0" if task == "Run" else "012")
+    for view in ("", "Vision")
+} | {
+    f"Safety{robot}Velocity-v{version}": 1000
+    for robot in ("HalfCheetah", "Hopper", "Swimmer", "Walker2d", "Ant", "Humanoid")
+    for version in (0, 1)
+}
+
 gym.register("HumanoidVelocity", entry_point="benchmark_envs:HumanoidVelocity", max_episode_steps=1000)
 gym.register("FrankaDrawerClose", entry_point="benchmark_envs:FrankaDrawerClose", max_episode_steps=192)
 gym.register("CarCircle2", entry_point="benchmark_envs:CarCircle2", max_episode_steps=500)
 gym.register("PushTopple", entry_point="benchmark_envs:PushTopple", max_episode_steps=50)
 gym.register("EggManipulate", entry_point="benchmark_envs:EggManipulate", max_episode_steps=100)
+if sys.modules.get("safety_gymnasium"):  # somebody else's import: its own are put aside first
+    import_safety_gymnasium()
+for name, steps in SAFETY_GYMNASIUM_STEPS.items():
+    entry = "benchmark_envs:SafetyGymnasium"
+    gym.register(name, entry_point=entry, max_episode_steps=steps, kwargs={"env_id": name})

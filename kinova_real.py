@@ -755,7 +755,8 @@ class KinovaPourCoffee(gym.Env):
     ## Arguments
     * `robot_ip`: its address; "fake" for a rehearsal, or "fake:PATH" with tests/fake_kortex.py serving at PATH.
     * `specification`: a `Specification`, whose goal the taught one replaces. `goal_range` is 0.
-    * `scale`: a serial port with a scale under the tray (`Scale`), beside the operator's key.
+    * `scale`: a serial port with a scale under the tray (`Scale`), beside the operator's key; None: the one that the
+      environment variable KINOVA_SPILL_SCALE names, if any.
     * `operator`: an `Operator`. `guard`: a `Guard`'s class. `clock`: now() and sleep(seconds). For tests.
 
     Raises gym.error.Error (one line) where the robot is not fit to move, no goal was taught, kortex_api is missing, or
@@ -771,6 +772,7 @@ class KinovaPourCoffee(gym.Env):
         self.guard = None
         self.specification = taught(robot_ip, specification)
         self.rehearsal = robot_ip.startswith("fake")
+        scale = os.environ.get("KINOVA_SPILL_SCALE") if scale is None else scale
         self.operator, self.scale = operator or Operator(), scale and Scale(scale)
         if not (self.operator.key or self.rehearsal):
             raise gym.error.Error("standard input is no terminal: nobody could confirm, or report a spill")

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -242,22 +243,22 @@ def write_csv(run, run_dir, path, facts):
 def critics(run_dir, episodes):
     """What the last critics promise at initial states for pi, and what pi then gets: name and mean over episodes.
 
-    `r`: of scaled rewards and entropy, discounted by gamma_r (in RCPO less nu Q_c), as Q_r has it; `c`: gamma_c^t for a
-    violation at step t. Where an episode was truncated the critic's own value of its end is added.
+    `r`: of shifted and scaled rewards and entropy, discounted by gamma_r (in RCPO less nu Q_c), as Q_r has it; `c`:
+    gamma_c^t for a violation at step t. Where an episode was truncated the critic's own value of its end is added.
     """
     sys.path[:0] = [str(ROOT)]
     from meta_sac_lag import Actor, TwinCritic, episode_seed, make_env
 
     saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
     args, sizes = saved["args"], saved["sizes"]
-    actor, qr = Actor(**sizes), TwinCritic(*sizes.values(), probability=False)
-    qc = TwinCritic(*sizes.values(), probability=True)
+    actor = Actor(**sizes, rng=torch.Generator().manual_seed(0))
+    qr, qc = (TwinCritic(**sizes, probability=probability) for probability in (False, True))
     for name, net in dict(actor=actor, qr=qr, qc=qc).items():
         net.load_state_dict(saved["parts"][name])
     alpha, nu = saved["tensors"]["log_alpha"].exp().item(), saved["tensors"]["nu"].item()
     penalty = nu if args.get("algo", "").startswith("rcpo") else 0.0
-    env, found = make_env(args["env_id"], False), []
-    torch.manual_seed(0)
+    env = make_env(args["env_id"], SimpleNamespace(capture_video=False, real_robot=False, robot_ip=""))
+    found = []
 
     def act(obs):
         """-> a ~ pi, its entropy bonus, min Q_r, max Q_c"""
@@ -273,7 +274,8 @@ def critics(run_dir, episodes):
         promised_c, got_r, got_c, t, done = q_c, 0.0, 0.0, 0, False
         while not done:
             obs, reward, terminated, truncated, info = env.step(action)
-            got_r += args["gamma_r"] ** t * (args["reward_scale"] * reward - penalty * q_c)
+            reward = args["reward_scale"] * (reward + args["reward_shift"])
+            got_r += args["gamma_r"] ** t * (reward - penalty * q_c)
             got_c += args["gamma_c"] ** t * info["cost"]
             t, done = t + 1, terminated or truncated
             if not terminated:
@@ -339,7 +341,7 @@ def rate_of(run, folder, cuda):
     (run_dir,) = here.glob("runs/*")
     events = EventAccumulator(str(run_dir))
     events.Reload()
-    first, *_, last = events.Scalars("charts/SPS")  # both count from the start of the program
+    first, *_, last = events.Scalars("charts/SPS")  # both count from the first step of the run
     shutil.rmtree(here)
     return (last.step - first.step) / (last.step / last.value - first.step / first.value)
 

@@ -77,12 +77,12 @@ def alpha_parts(run_dir, batches=60):
     saved = torch.load(f"{run_dir}/checkpoint.pt", map_location="cpu", weights_only=True)
     sizes, batch_size = saved["sizes"], saved["args"]["batch_size"]
     actor = Actor(**sizes)
-    qr, qc = (TwinCritic(*sizes.values(), probability=probability) for probability in (False, True))
+    qr, qc = (TwinCritic(**sizes, probability=probability) for probability in (False, True))
     for name, net in dict(actor=actor, qr=qr, qc=qc).items():
         net.load_state_dict(saved["parts"][name])
     nu, alpha = saved["tensors"]["nu"], saved["tensors"]["log_alpha"].exp().item()
     phi = dict(actor.named_parameters())
-    P = unflat(saved["args"]["policy_lr"] * (saved["tensors"]["phi_square"] + 1e-12).rsqrt(), phi)
+    P = unflat(saved["args"]["policy_lr"] * (saved["tensors"]["phi_square"] + 1e-12).rsqrt(), actor)
     states, initial_states = saved["parts"]["D"]["obs"], saved["parts"]["D_0"]["obs"]
     found = []
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def to_csv(run_dir: tyro.conf.Positional[str]):
     """Writes the CSV of a finished run of `command`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    name = re.fullmatch(r"(\w+?)__(\w+)__(\d+)__\d+(?:-\d+)?", Path(run_dir).name)
+    name = re.fullmatch(r"(\w+?)__(\w+)__(\d+)__\d+(?:-2)*", Path(run_dir).name)
     if not name or name[1] not in TASKS or name[2] not in VARIANTS:
         sys.exit(f"error: {run_dir} is no run of these: its --env-id has to be of {', '.join(TASKS)}, and its "
                  f"--exp-name of {', '.join(VARIANTS)}")  # fmt: skip
@@ -204,7 +204,7 @@ def figure(env_id, variants, path):
 
 
 def last(curves, tag, steps=10_000):
-    """The mean of a run's last steps: over episodes, where it is of episodes. Of nu*, which has outliers, the median."""
+    """The mean of a run's last steps: over episodes where it is of episodes. Of nu*, which has outliers, the median."""
     step, value = curves[tag].T
     late = step > step.max() - steps
     if tag == "charts/violations_total":

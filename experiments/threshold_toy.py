@@ -52,7 +52,7 @@ def q_c(a):
     return torch.sigmoid(8 * (a - 0.2))
 
 
-def simulate(settings, updates, every=500, policy_lr=3e-4, epsilon_lr=3e-4, alpha_lr=3e-4, alpha_init=1.0, decay=0.99):
+def simulate(settings, updates, every=500, policy_lr=3e-4, epsilon_lr=3e-4, alpha_lr=3e-4, alpha_init=1.0):
     """A list of settings as in `all_settings` -> {curve: (records, settings)}, the state before every `every`th update.
 
     The curves: update, nu, epsilon, alpha, qc = E[Q_c], qr = E[Q_r], nu_star, and the policy's parameters mean and x.
@@ -86,11 +86,11 @@ def simulate(settings, updates, every=500, policy_lr=3e-4, epsilon_lr=3e-4, alph
             for name, value in (now | dict(nu_star=nu_star, mean=phi[0], x=phi[1])).items():
                 curves.setdefault(name, []).append(value.detach().clone())
         # lines 15 and 16
-        nu_new, nu_square = rmsprop(nu, J_c.detach() - epsilon, nu_square, nu_lr, decay, 1e-20)
+        nu_new, nu_square = rmsprop(nu, J_c.detach() - epsilon, nu_square, nu_lr, 1e-20)
         phi_new = []
         for i in range(2):
             dL_dphi = g_r[i] - alpha * g_h[i] - nu_new * g_c[i]
-            p, phi_square[i] = rmsprop(phi[i].detach(), dL_dphi, phi_square[i], policy_lr, decay, 1e-12)
+            p, phi_square[i] = rmsprop(phi[i].detach(), dL_dphi, phi_square[i], policy_lr, 1e-12)
             phi_new.append(p)
         # line 18
         action, _, action_det = policy(*phi_new)
@@ -98,9 +98,7 @@ def simulate(settings, updates, every=500, policy_lr=3e-4, epsilon_lr=3e-4, alph
         eq_14, eq_16 = nu_new.detach()[:, None] * c - r, torch.where(r < 0, r * c, r * (1 - c))
         J_epsilon = torch.where(linear[:, None], eq_14, eq_16).mean(1)
         (grad_epsilon,) = torch.autograd.grad(J_epsilon.sum(), epsilon, create_graph=True)
-        epsilon_new, epsilon_square = rmsprop(
-            epsilon.detach(), sign * grad_epsilon, epsilon_square, epsilon_lr, decay, 1e-20
-        )
+        epsilon_new, epsilon_square = rmsprop(epsilon.detach(), sign * grad_epsilon, epsilon_square, epsilon_lr, 1e-20)
         # line 19
         r, c = q_r(action_det, offset).squeeze(1), q_c(action_det).squeeze(1)
         J_alpha = r - nu_new * (c - epsilon_new.detach())

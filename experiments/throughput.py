@@ -2,18 +2,19 @@
 
     python experiments/throughput.py                 # updates per second, ours: a Markdown table
     python experiments/throughput.py --peers         # beside OmniSafe's SACLag and Stable-Baselines3's SAC
+    python experiments/throughput.py --old CHECKOUT  # beside Meta SAC-Lag of another version (`git worktree add`)
     python experiments/throughput.py --grow          # over width and batch; memory over the buffer's size
 
-Ours is the text of the scripts themselves: the block "Algorithm 1, lines 12 to 20" is cut out and executed; "autograd
-through everything" is that block with the whole graph kept, as one would write it first. All are timed in turn, a few
-updates at a time, and medians are taken, so that what else the machine does falls on all alike. Peers are installed by
-hand:
+Ours is the text of the scripts themselves: the block "Algorithm 1, lines 12 to 20" is cut out and executed. All are
+timed in turn, a few updates at a time, and medians are taken, so that what else the machine does falls on all alike.
+Peers are installed by hand:
 
     pip install --no-deps omnisafe==0.5.0 && pip install stable-baselines3==2.3.2   # OmniSafe: and what it then misses
 
-What was tried, each measured beside the form before it, two threads, batch and width 256, at EggManipulate's and at
-HumanoidVelocity's size. At first an update took 35.0 and 50.6 ms, and 38.0 and 53.8 by autograd through everything: in
-one run of all three, 1.57 and 1.63 times what it takes now.
+What was tried until commit e0785a5, whose lines 15 to 19 are the chain rule written out (today autograd differentiates
+RMSProp's three steps, on vectors of constants). Each was measured beside the form before it, two threads, batch and
+width 256, at EggManipulate's and at HumanoidVelocity's size. At first an update took 35.0 and 50.6 ms, and 38.0 and
+53.8 by autograd through everything: in one run of all three, 1.57 and 1.63 times what it took in the end.
 
     kept     the twins stacked in one product, no gradient of obs in the critics' first layer           -11 %   -14 %
              phi as one vector: RMSProp in a few operations                                              -3      -2
@@ -36,6 +37,7 @@ arithmetic; a third of EggManipulate's and PushTopple's step is gymnasium-roboti
 """
 
 import contextlib
+import importlib.util
 import io
 import math
 import os
@@ -48,7 +50,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from torch.func import functional_call
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -64,41 +65,34 @@ def block(module):
     return textwrap.dedent(text.split("# >>> Algorithm 1, lines 12 to 20\n")[1].split("# <<< Algorithm 1, lines 12")[0])
 
 
-def whole_graph(text):
-    """The block with autograd_form.py in the place of its lines 15 to 19."""
-    before, after = text.index("# Alg. 1, line 15"), text.index("# Alg. 1, line 20")
-    return text[:before] + (ROOT / "experiments" / "autograd_form.py").read_text() + text[after:]
-
-
 def ours(module, text, obs_dim, action_dim, batch_size, width, **flags):
     """-> update(), which executes the block once on a filled buffer."""
     m = module
-    flags = dict(nu_init=10.0, epsilon_init=0.5, reward_scale=1.0) | flags
+    flags = dict(nu_init=10.0, epsilon_init=0.5, reward_scale=1.0, reward_shift=0.0) | flags
     args = m.Args(batch_size=batch_size, hidden_size=width, **flags)
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
+    rng = torch.Generator().manual_seed(0)
     sizes = obs_dim, action_dim, width
-    actor = m.Actor(*sizes)
+    actor = m.Actor(*sizes, rng)
+    phi = m.flat(actor.parameters()).detach()
+    torch.nn.utils.vector_to_parameters(phi, actor.parameters())
     qr, qr_target = (m.TwinCritic(*sizes, probability=False) for _ in range(2))
     qc, qc_target = (m.TwinCritic(*sizes, probability=True) for _ in range(2))
     fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
     D, D_s = (m.ReplayBuffer(ROWS, rng, "cpu", **fields) for _ in range(2))
     D_0 = m.ReplayBuffer(10_000, rng, "cpu", obs=(obs_dim,))
-    for buffer, rows in ((D, ROWS), (D_s, ROWS // 10), (D_0, 1000)):
-        for field, array in buffer.rows.items():
-            drawn = rng.normal(size=(rows, *array.shape[1:]))
-            array[:rows] = drawn > 1.5 if field in ("cost", "terminated") else np.tanh(drawn)
-        buffer.added = rows
-    phi = dict(actor.named_parameters())
-    epsilon = torch.tensor(args.epsilon_init)
+    for buffer, added in ((D, ROWS), (D_s, ROWS // 10), (D_0, 1000)):
+        drawn = {field: torch.randn(added, *rows.shape[1:]) for field, rows in buffer.rows.items()}
+        drawn |= {field: (drawn[field] > 1.5).float() for field in ("cost", "terminated") if field in drawn}
+        buffer.load_state_dict({"added": added, **{field: rows.clamp(-1, 1) for field, rows in drawn.items()}})
+    epsilon = torch.tensor(args.epsilon_init, requires_grad=m is not sac_lag_baselines)
     log_alpha = torch.tensor(math.log(0.5), requires_grad=True)
-    zero = torch.zeros(())
     names = dict(
         vars(m), args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target, D=D, D_s=D_s,
-        D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init), nu_square=zero,
-        epsilon_square=zero, phi_square=torch.zeros_like(m.flat(phi.values())),
-        qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr, fused=True), action_dim=action_dim,
-        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr, fused=True), functional_call=functional_call,
+        D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init), nu_square=torch.zeros(()),
+        epsilon_square=torch.zeros(()), phi_square=torch.zeros_like(phi), action_dim=action_dim,
+        qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr, fused=True),
+        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr, fused=True),
         alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr, fused=True),
     )  # fmt: skip
     code = compile(text, f"{m.__name__}, Algorithm 1", "exec")
@@ -108,6 +102,20 @@ def ours(module, text, obs_dim, action_dim, batch_size, width, **flags):
 
     update.names = names
     return update
+
+
+def of_checkout(path, *size):
+    """-> update() of that version's Meta SAC-Lag, built by its own experiments/throughput.py."""
+    scripts = {name: sys.modules.pop(name) for name in ("meta_sac_lag", "sac_lag_baselines")}  # it imports its own
+    search = sys.path[:]
+    try:
+        spec = importlib.util.spec_from_file_location("old_throughput", Path(path) / "experiments" / "throughput.py")
+        old = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(old)
+    finally:
+        sys.modules.update(scripts)
+        sys.path[:] = search
+    return old.ours(old.meta_sac_lag, old.block(old.meta_sac_lag), *size)
 
 
 def omnisafe_saclag(obs_dim, action_dim, batch_size, width):
@@ -213,15 +221,12 @@ def print_table(header, rows):
     print(flush=True)
 
 
-def updates_table(peers, batch_size, width):
-    method = block(meta_sac_lag)
+def updates_table(peers, old, batch_size, width):
     for env_id, (obs_dim, action_dim) in SIZES.items():
         size = obs_dim, action_dim, batch_size, width
-        updates = {
-            "Meta SAC-Lag": ours(meta_sac_lag, method, *size),
-            "Meta SAC-Lag, --no-alpha-through-epsilon": ours(meta_sac_lag, method, *size, alpha_through_epsilon=False),
-            "Meta SAC-Lag, autograd through everything": ours(meta_sac_lag, whole_graph(method), *size),
-        }
+        updates = {"Meta SAC-Lag": ours(meta_sac_lag, block(meta_sac_lag), *size)}
+        if old:
+            updates["Meta SAC-Lag, old"] = of_checkout(old, *size)
         for algo in ("sacv2-lag", "rcpo-sacv2", "rcpo-metasac"):
             updates[algo] = ours(sac_lag_baselines, block(sac_lag_baselines), *size, algo=algo)
         if peers:
@@ -233,17 +238,20 @@ def updates_table(peers, batch_size, width):
         first, base = found["Meta SAC-Lag"], found["sacv2-lag"]
         rows = [(name, ms, 1000 / ms, ms / base, first / ms) for name, ms in found.items()]
         print_table(("update", "ms", "per second", "x SACv2-Lag (ours)", "Meta SAC-Lag is x of it"), rows)
+        if old:
+            print(f"Meta SAC-Lag, new / old: {first / found['Meta SAC-Lag, old']:.3f}\n", flush=True)
 
 
 def growth():
     rows = []  # first of all, while the process has no freed memory to fill
     for capacity in (10_000, 100_000, 1_000_000):
         fields = dict(obs=(65,), action=(20,), reward=(), cost=(), next_obs=(65,), terminated=())
-        D = meta_sac_lag.ReplayBuffer(capacity, np.random.default_rng(0), "cpu", **fields)
+        D = meta_sac_lag.ReplayBuffer(capacity, torch.Generator(), "cpu", **fields)
         before = resident()
         for array in D.rows.values():
             array[:] = 1
         D.added = capacity
+        D.size.fill_(capacity)
         grown, started = resident() - before, time.perf_counter()
         for _ in range(200):
             D.sample(256)
@@ -270,6 +278,7 @@ def resident():
 
 def main(
     peers: bool = False,
+    old: Path | None = None,
     grow: bool = False,
     batch_size: int = 256,
     width: int = 256,
@@ -279,6 +288,7 @@ def main(
 
     Args:
         peers: beside OmniSafe's SACLag and Stable-Baselines3's SAC, which have to be installed
+        old: a checkout of another version, whose Meta SAC-Lag is timed beside this one's
         grow: updates per second over width and batch, memory over the buffer's size
         batch_size: of the table of updates
         width: units of each hidden layer, in that table
@@ -289,8 +299,10 @@ def main(
         growth()
         return
     try:
-        updates_table(peers, batch_size, width)
+        updates_table(peers, old, batch_size, width)
     except ImportError as error:
+        if not peers:
+            raise
         sys.exit(f"--peers needs OmniSafe and Stable-Baselines3 ({error}): see the head of this file")
 
 

@@ -1,11 +1,11 @@
 """One thread: the tests' networks are small, and two test runs side by side would fight for the cores."""
 
+import ast
 import os
-import runpy
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -22,10 +22,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def train_here(folder, monkeypatch):
-    """Runs the script in this process; returns all names of its flat main: buffers, networks, environment."""
+    """Runs the script in this process; returns main()'s local variables: buffers, networks, environment."""
 
-    def train(env_id, *flags):
-        return execute(folder, monkeypatch, "--env-id", env_id, *flags)
+    def train(env_id, *flags, **options):
+        return execute(folder, monkeypatch, "--env-id", env_id, *flags, **options)
 
     return train
 
@@ -35,26 +35,35 @@ def run_here(folder, monkeypatch, capfd):
     """Runs the script in this process, without waiting for PyTorch's import; returns what subprocess.run would."""
 
     def run(*flags, script=SCRIPT):
-        at_exit, code = [], 0
+        code = 0
         try:
-            execute(folder, monkeypatch, *flags, script=script, at_exit=at_exit.append)
+            execute(folder, monkeypatch, *flags, script=script)
         except SystemExit as stop:
             code = stop.code or 0
         if isinstance(code, str):
             print(code, file=sys.stderr)
-        for function in at_exit:
-            function()
         out, err = capfd.readouterr()
         return SimpleNamespace(returncode=1 if isinstance(code, str) else code, stdout=out, stderr=err)
 
     return run
 
 
-def execute(folder, monkeypatch, *flags, script=SCRIPT, at_exit=lambda function: None):
-    monkeypatch.setattr("atexit.register", at_exit)
+def execute(folder, monkeypatch, *flags, script=SCRIPT):
+    """Runs the script in this process; returns its globals and, over them, what its main() had for locals at its end.
+
+    main() gets a last line that keeps them: a profiler that waits for its return would slow each call by a third.
+    """
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr("fcntl.flock", lambda *_: None)  # this process outlives the run
     monkeypatch.setattr("signal.signal", lambda *_: None)  # Ctrl-C is pytest's here
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, flags)])
-    return runpy.run_path(str(script), run_name="__main__")
+    module, left = ModuleType("__main__"), {}
+    vars(module).update(__file__=str(script), keep=left.update)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    tree = ast.parse(script.read_text())
+    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    main.body += ast.parse("keep(locals())").body
+    exec(compile(tree, str(script), "exec"), vars(module))
+    if "writer" in left:
+        left["writer"].close()  # its thread would go on, from another folder
+    return vars(module) | left

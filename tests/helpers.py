@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,11 +15,16 @@ SCRIPT = ROOT / "meta_sac_lag.py"
 SHORT = "--total-timesteps 300 --learning-starts 100 --initial-states 4 --batch-size 32 --hidden-size 16".split()
 
 
+def environ(changes):
+    """This process's environment variables with these changed; None: without it"""
+    return {key: value for key, value in {**os.environ, **changes}.items() if value is not None}
+
+
 def run(folder, *flags, script=SCRIPT, **environment):
     return subprocess.run(
         [sys.executable, str(script), *map(str, flags)],
         cwd=folder,
-        env={**os.environ, **environment},
+        env=environ(environment),
         capture_output=True,
         text=True,
         timeout=600,
@@ -32,6 +38,25 @@ def train(folder, *flags, script=SCRIPT, **environment):
     assert result.returncode == 0, result.stderr
     (run_dir,) = set(folder.glob("runs/*")) - before
     return run_dir
+
+
+def start(folder, *flags, stderr=subprocess.DEVNULL, **environment):
+    """The script in the background, from the moment when its run folder exists, and that folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", *map(str, flags)], cwd=folder, env=environ(environment),
+        stdout=subprocess.PIPE, stderr=stderr, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if ", logging to " in line:
+            return process, folder / line.split(", logging to ")[1].strip()
+    raise AssertionError("the run has ended before it began")
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.01)
 
 
 def scalars(run_dir):

@@ -8,6 +8,7 @@ import random
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 
 class MyEnv(gym.Env):
@@ -29,14 +30,15 @@ class MyEnv(gym.Env):
         self.position, self.steps = self.position + float(action[0]), self.steps + 1
         assert self.ends_at is None or self.steps <= self.ends_at, "reset() has to come first"
         violated = abs(self.position) > 1
-        info = {"is_success": self.position > 0.5, "acceleration": 1.0, "jerk": float(self.steps), **dict(self.told)}
+        info = {"is_success": self.position > 0.5, "acceleration": 1.0, "jerk": float(self.steps)}
+        info |= {"cost_sum": 3.0, **dict(self.told)}  # no kind of violation: Safety-Gymnasium's sum of them
         if self.cost != "none":
             info["cost"] = float(violated) if self.cost is None else self.cost
         failed = self.steps == self.infra_failure_at
         if failed:
             info["infra_failure"] = True
         terminated = violated and self.terminates or self.steps == self.ends_at
-        return self.observation(), self.position, terminated, self.steps == 20 or failed, info
+        return self.observation(), self.position, terminated, self.steps == 20, info
 
     def observation(self):
         return np.array([self.position, self.steps / 20], np.float32)
@@ -90,6 +92,48 @@ class Broken(gym.Wrapper):
         return obs, reward, *rest
 
 
+def changed(step=lambda *five: five, reset=lambda obs, info: (obs, info)):
+    """MyEnv with what it returns changed"""
+
+    class Changed(MyEnv):
+        def reset(self, **kwargs):
+            return reset(*super().reset(**kwargs))
+
+        def step(self, action):
+            return step(*super().step(action))
+
+    return Changed
+
+
+class Draws(MyEnv):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.full((64, 64, 3), 12 * self.steps, np.uint8)
+
+
+class NoSeed(MyEnv):
+    def reset(self):
+        return super().reset()
+
+
+class Raises(MyEnv):
+    def step(self, action):
+        return super().step([{}["gone"]])
+
+
+class SeedsTorch(MyEnv):
+    """Somebody's environment that takes the global generator of PyTorch for its own."""
+
+    def reset(self, **kwargs):
+        torch.manual_seed(0)
+        return super().reset(**kwargs)
+
+
 class DictEnv(gym.ObservationWrapper):
     metadata = MyEnv.metadata
 
@@ -141,4 +185,19 @@ gym.register("Nan-reward-v0", entry_point=lambda: Broken("reward", np.nan, 230))
 gym.register("Inf-reward-v0", entry_point=lambda: Broken("reward", -np.inf, 230))
 gym.register("Float64-reward-v0", entry_point=lambda: Broken("reward", 1e39, 230))
 gym.register("Huge-reward-v0", entry_point=lambda: Broken("reward", 1e30, 230))
+gym.register("Draws-v0", entry_point=Draws)
+gym.register("NoSeed-v0", entry_point=NoSeed)
+gym.register("Raises-v0", entry_point=Raises)
+gym.register("SeedsTorch-v0", entry_point=SeedsTorch)
+for name, changes in {
+    "FourValues": dict(step=lambda obs, reward, end, cut, info: (obs, reward, end or cut, info)),
+    "SixValues": dict(step=lambda *five: (*five, 0.0)),
+    "ObservationAlone": dict(reset=lambda obs, info: obs),
+    "LastShape": dict(step=lambda obs, r, end, cut, info: (np.zeros(3) if end or cut else obs, r, end, cut, info)),
+    "VectorEnd": dict(step=lambda obs, reward, end, cut, info: (obs, reward, np.array([end, end]), cut, info)),
+    "NoneReward": dict(step=lambda obs, reward, *rest: (obs, None, *rest)),
+    "TextReward": dict(step=lambda obs, reward, *rest: (obs, "good", *rest)),
+    "NoneInfo": dict(step=lambda *five: (*five[:4], None)),
+}.items():
+    gym.register(f"{name}-v0", entry_point=changed(**changes))
 gym.register("FreePendulum-v0", entry_point=lambda **kwargs: Free(gym.make("Pendulum-v1", **kwargs)))

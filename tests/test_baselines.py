@@ -1,34 +1,36 @@
 """The mathematics of sac_lag_baselines.py, executed from the block that is cut out of it, as in test_mathematics.py."""
 
 import math
-import textwrap
 
-import numpy as np
 import pytest
 import test_mathematics as of_the_method
 import torch
-from helpers import ROOT
-from test_mathematics import close, execute, five_point, flat, float64  # noqa: F401
+from test_mathematics import adaptive_step, close, cut, drawn, execute, five_point, flat, float64  # noqa: F401
+from test_mathematics import test_critic_targets_on_a_hand_made_batch, test_target_critics_follow_slowly  # noqa: F401
 from torch.func import functional_call
 
 import sac_lag_baselines
 
-SCRIPT = (ROOT / "sac_lag_baselines.py").read_text()
-BLOCK = SCRIPT.split("# >>> Algorithm 1, lines 12 to 20\n")[1].split("# <<< Algorithm 1, lines 12 to 20")[0]
-BLOCK = compile(textwrap.dedent(BLOCK), "sac_lag_baselines.py, lines 12 to 20", "exec")
+BLOCK = compile(cut(sac_lag_baselines.__file__), "sac_lag_baselines.py, lines 12 to 20", "exec")
 ALGORITHMS = ["sacv2-lag", "rcpo-sacv2", "rcpo-metasac"]
+make_state_of_the_method = of_the_method.make_state
 
 
 @pytest.fixture(autouse=True)
-def the_baselines_block(monkeypatch):
+def the_baselines_own(monkeypatch):
+    """Block, flags, networks and functions, for the tests that are imported too."""
+    for name in ("Args", "Actor", "TwinCritic", "ReplayBuffer"):
+        monkeypatch.setattr(of_the_method, name, getattr(sac_lag_baselines, name))
+    for name in ("rmsprop", "flat", "unflat"):
+        monkeypatch.setitem(of_the_method.USED, name, getattr(sac_lag_baselines, name))
     monkeypatch.setattr(of_the_method, "BLOCK", BLOCK)
-    monkeypatch.setattr(of_the_method, "Args", sac_lag_baselines.Args)
+    monkeypatch.setattr(of_the_method, "make_state", make_state)
 
 
 def make_state(**flags):
-    state = of_the_method.make_state(**flags)
+    state = make_state_of_the_method(**flags)
     del state["epsilon_square"]
-    return state | dict(action_dim=of_the_method.ACTION_DIM)
+    return state | dict(epsilon=state["epsilon"].detach())
 
 
 def warm(updates=20, **flags):
@@ -69,32 +71,30 @@ def test_alpha_may_pass_1_where_the_entropy_asks_for_it():
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_the_policys_gradient(algo):
-    """SACv2-Lag: Eq. 11's at nu'. RCPO: of E[Q_hat - alpha log pi], nu Q_c being in Q_hat."""
+    """SACv2-Lag: Eq. 11's at nu'. RCPO: of E[Q_hat - alpha log pi], nu Q_c being in Q_hat. RMSProp written out."""
     state = warm(algo=algo)
     names = execute(state)
-    torch.manual_seed(1)
-    actor, obs = state["actor"], names["B"].obs
-    actor(names["B_c"].next_obs), actor(names["B"].next_obs)
-    action, log_pi, _ = actor(obs)
+    _, _, B, _, (action, log_pi, _) = drawn(state)
+    obs = B.obs
     L = state["qr"](obs, action).amin(0) - state["log_alpha"].exp() * log_pi
     if algo == "sacv2-lag":
         L = L - names["nu_new"] * (state["qc"](obs, action).amax(0) - state["epsilon"])
-    phi, gradient = flat(state["phi"].values()), flat(torch.autograd.grad(L.mean(), state["phi"].values()))
-    stepped, _ = sac_lag_baselines.rmsprop(phi, gradient, state["phi_square"], 3e-4, 0.99, 1e-12)
-    torch.testing.assert_close(flat(names["phi"].values()), stepped, rtol=1e-9, atol=1e-14)
+    gradient = flat(torch.autograd.grad(L.mean(), tuple(state["actor"].parameters())))
+    step, _, _ = adaptive_step(3e-4, gradient, state["phi_square"], 1e-12)
+    torch.testing.assert_close(names["phi"], state["phi"] + step, rtol=1e-9, atol=1e-14)
+    square = 0.99 * state["phi_square"] + 0.01 * gradient**2
+    torch.testing.assert_close(names["phi_square"], square, rtol=1e-9, atol=0)
+    assert torch.equal(names["phi"], flat(names["actor"].parameters()))
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_the_critics_target(algo):
     """RCPO's is SAC's minus nu Q_c(s, a); on the same state and noise the two differ by exactly that."""
-    state = warm(algo=algo, reward_scale=3.0)
+    state = warm(algo=algo, reward_scale=3.0, reward_shift=0.5, gamma_r=0.9)
     names = execute(state)
-    B, args = names["B"], state["args"]
-    torch.manual_seed(1)
-    state["actor"](names["B_c"].next_obs)
-    next_action, next_log_pi, _ = state["actor"](B.next_obs)
+    _, _, B, (next_action, next_log_pi, _), _ = drawn(state)
     next_v = state["qr_target"](B.next_obs, next_action).amin(0) - state["log_alpha"].exp() * next_log_pi
-    expected = 3.0 * B.reward + (1 - B.terminated) * args.gamma_r * next_v
+    expected = 3.0 * (B.reward + 0.5) + (1 - B.terminated) * 0.9 * next_v
     if algo != "sacv2-lag":
         expected = expected - state["nu"] * state["qc"](B.obs, B.action).amax(0)
     torch.testing.assert_close(names["target_r"], expected, rtol=1e-12, atol=1e-12)
@@ -111,15 +111,15 @@ def test_the_metagradient_of_alpha():
         return execute(state, log_alpha=math.log(value))["J_alpha"].item()
 
     assert abs(names["grad_alpha"]) > 1e-6
-    close(names["grad_alpha"].item(), five_point(J_alpha, alpha, 3e-4), 1e-6)
+    close(names["grad_alpha"].item(), five_point(J_alpha, alpha, 3e-5), 1e-6)
     close(names["log_alpha"].grad.item(), -alpha * names["grad_alpha"].item(), 1e-12)
     state["alpha_optimizer"] = torch.optim.Adam([state["log_alpha"]], lr=0.01)
     step = execute(state)["log_alpha"] - state["log_alpha"]
     assert torch.sign(step) == torch.sign(names["grad_alpha"])  # it ascends
     # what is ascended: E[min Q_hat(s_0, tanh(mean))] at phi', s_0 from D_0
     obs_0 = names["S_0"].obs
-    assert all(any(np.allclose(row, obs) for obs in state["D_0"].rows["obs"]) for row in obs_0)
-    mean = functional_call(state["actor"], names["phi"], (obs_0,))[2]
+    assert (obs_0[:, None] == state["D_0"].rows["obs"]).all(-1).any(-1).all()
+    mean = functional_call(state["actor"], sac_lag_baselines.unflat(names["phi"], state["actor"]), (obs_0,))[2]
     close(names["J_alpha"].item(), state["qr"](obs_0, mean).min(0).values.mean().item(), 1e-12)
 
 
@@ -130,6 +130,10 @@ def test_the_metagradient_keeps_alpha_below_1():
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_nu_follows_the_constraint_and_stops_at_0(algo):
+    state = warm(algo=algo)
+    names = execute(state)
+    step, _, _ = adaptive_step(3e-4, names["J_c"].item() - state["epsilon"], state["nu_square"], 1e-20)
+    close((names["nu"] - state["nu"]).item(), step.item(), 1e-9)
     for epsilon in (0.05, 0.95):
         state = make_state(algo=algo, epsilon_init=epsilon)
         names = execute(state)
@@ -137,3 +141,14 @@ def test_nu_follows_the_constraint_and_stops_at_0(algo):
         assert names["epsilon"] == epsilon
     state = make_state(algo=algo, epsilon_init=0.95, nu_init=1e-5, nu_lr=0.1)
     assert execute(state)["nu"] == 0
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_what_lives_on_is_written_in_place(algo):
+    state = warm(algo=algo)
+    names = of_the_method.copied(state) | of_the_method.USED
+    held = {name: names[name] for name in "nu log_alpha phi nu_square phi_square".split()}
+    exec(BLOCK, names)
+    for name, tensor in held.items():
+        assert names[name] is tensor and tensor.is_leaf and not torch.equal(tensor, state[name]), name
+    assert torch.equal(names["epsilon"], state["epsilon"])

@@ -1,6 +1,7 @@
 """Tests of the benchmark environments, and of the installation that they stand on."""
 
 import gc
+import os
 import subprocess
 import sys
 
@@ -169,6 +170,20 @@ def test_egg_renders_without_a_display(egg):
     egg.reset(seed=0)
     frame = egg.render()
     assert frame.shape == (480, 480, 3) and frame.dtype == np.uint8 and frame.std() > 20
+
+
+def test_frames_need_no_display_that_works():
+    """DISPLAY may name one that is gone, and MUJOCO_GL may be empty."""
+    code = (
+        "import gymnasium as gym\n"
+        "for env_id in ('EggManipulate', 'SafetyHopperVelocity-v1'):\n"
+        "    env = gym.make(f'benchmark_envs:{env_id}', render_mode='rgb_array')\n"
+        "    env.reset(seed=0), print(env.render().std() > 20), env.close()"
+    )
+    without = {name: value for name, value in os.environ.items() if name not in ("WAYLAND_DISPLAY", "MUJOCO_GL")}
+    for more in ({"DISPLAY": ":4077"}, {"DISPLAY": "", "MUJOCO_GL": ""}):
+        result = subprocess.run([sys.executable, "-c", code], env={**without, **more}, capture_output=True, text=True)
+        assert result.stdout.split()[-2:] == ["True"] * 2 and "Traceback" not in result.stderr, result.stderr
 
 
 def test_egg_arguments():

@@ -6,6 +6,7 @@ Ray is optional: what needs it is slow, and skipped where it is missing.
 import csv
 import itertools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import sac_lag_baselines
 
 RESULTS = ROOT / "experiments" / "results"
 RUN = sweep.Run("smoke", "tiny", "CarCircle2", "sacv2-lag", 1)
+BAR = "return 1.0, violation rate 0.50, epsilon 0.50, alpha 0.900, nu 99.9 | "
 
 
 @pytest.fixture
@@ -75,7 +77,8 @@ def test_the_readmes_tables_are_what_the_csvs_say():
 
 def test_on_push_topple_nobody_learns_to_push():
     """README: seven of nine policies return just what an arm that never touches the box does."""
-    env, returns = meta_sac_lag.make_env("PushTopple", False), []
+    args = SimpleNamespace(capture_video=False, real_robot=False, robot_ip="")
+    env, returns = meta_sac_lag.make_env("PushTopple", args), []
     for k in range(40):  # the evaluation's episodes
         env.reset(seed=meta_sac_lag.episode_seed(1, k, stream=1))
         done = False
@@ -135,16 +138,19 @@ def test_each_name_is_its_algorithm():
         scripts = {"meta_sac_lag.py": meta_sac_lag, "sac_lag_baselines.py": sac_lag_baselines}
         args = tyro.cli(scripts[script].Args, args=flags)
         fields = "algo epsilon_objective nu_init nu_lr epsilon_init reward_scale".split()
+        assert args.reward_shift is None  # the table's
         found[name] = (script, *(getattr(args, field, None) for field in fields))
     assert found == expected
 
 
 def test_a_run_that_is_killed_goes_on_to_its_csv(tmp_path, monkeypatch):
-    """Killed after its first checkpoint, then finished; no point of it is double, and a second call does nothing."""
+    """Killed after its first checkpoint, then finished; no point of it is double, and a second call does nothing. Its
+    name has a comma, which the script's run folder has not."""
+    run = RUN._replace(algo="sacv2-lag@0.5,100")
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'experiments')!r}); import sweep; "
-    code += f"sweep.work(sweep.Run(*{tuple(RUN)!r}), {str(tmp_path)!r}, False)"
+    code += f"sweep.work(sweep.Run(*{tuple(run)!r}), {str(tmp_path)!r}, False)"
     first = subprocess.Popen([sys.executable, "-c", code])
-    here = tmp_path / RUN.name
+    here = tmp_path / run.name
     until = time.time() + 120
     while not list(here.glob("runs/*/checkpoint.pt")):
         assert time.time() < until and first.poll() is None
@@ -153,21 +159,26 @@ def test_a_run_that_is_killed_goes_on_to_its_csv(tmp_path, monkeypatch):
     first.wait()
     began = sweep.commit()
     monkeypatch.setattr(sweep, "commit", lambda: "abc")
-    assert sweep.work(RUN, tmp_path, False) is None
+    assert sweep.work(run, tmp_path, False) is None
     (run_dir,) = here.glob("runs/*")  # resumed, not begun anew
-    assert sweep.steps_of(RUN, tmp_path) == 1500 and not list(run_dir.glob("checkpoint*"))
-    path = tmp_path / f"{RUN.name}.csv"
+    assert re.fullmatch(r"CarCircle2__sacv2-lag@0\.5_100__1__\d+", run_dir.name)
+    assert sweep.steps_of(run, tmp_path) == 1500 and not list(run_dir.glob("checkpoint*"))
+    path = tmp_path / f"{run.name}.csv"
     rows = rows_of(path)
     head = path.read_text().split("suite,")[0]
     assert f"# commit: {began}; abc\n" in head and "# device: cpu\n" in head and "# versions: Python 3" in head
     assert list(rows[0]) == "suite env algo seed step metric value".split()
+    assert {row["algo"] for row in rows} == {run.algo}
     keys = [(row["metric"], row["step"]) for row in rows]
     assert len(keys) == len(set(keys))
     metrics = {row["metric"] for row in rows}
     assert {"charts/violation", "episodes", "meta/nu", "eval/violation", "critics/got_c"} <= metrics
     assert sum(float(row["value"]) for row in rows if row["metric"] == "episodes") >= 3
     written = path.stat().st_mtime_ns
-    assert sweep.work(RUN, tmp_path, False) is None and path.stat().st_mtime_ns == written
+    assert sweep.work(run, tmp_path, False) is None and path.stat().st_mtime_ns == written
+    path.unlink()
+    (run_dir / "policy_1500.pt").unlink()
+    assert sweep.steps_of(run, tmp_path) == 1500  # by the progress bar
 
 
 def test_a_run_is_given_up_when_it_no_longer_gets_on(tmp_path, monkeypatch):
@@ -186,7 +197,7 @@ def test_a_run_is_given_up_when_it_no_longer_gets_on(tmp_path, monkeypatch):
         (run_dir / f"policy_{250 * len(commands)}.pt").touch()
         (run_dir / "checkpoint.pt").touch()
         with open(here / "log.txt", "a") as log:
-            where = "cpu (CUDA is not available)" if len(commands) < 3 else "cuda"
+            where = "cpu" if len(commands) < 3 else "cuda"
             log.write(f"\n$ \nCarCircle2: observation 40, action 2. Training on {where}, logging to runs/x\n")
         return int(len(commands) < 6)
 
@@ -194,7 +205,7 @@ def test_a_run_is_given_up_when_it_no_longer_gets_on(tmp_path, monkeypatch):
     assert sweep.work(RUN, tmp_path, True) is None and len(commands) == 7
     assert all("--resume" in command for command in commands[1:6]) and "--evaluate" in commands[6]
     facts = (tmp_path / f"{RUN.name}.csv").read_text()
-    assert "'commit': 'commit0; commit1'" in facts and "'device': 'cpu (CUDA is not available); cuda'" in facts
+    assert "'commit': 'commit0; commit1'" in facts and "'device': 'cpu; cuda'" in facts
 
     def stuck(command, here, cuda):
         commands.append(command)
@@ -210,11 +221,15 @@ def test_a_run_is_given_up_when_it_no_longer_gets_on(tmp_path, monkeypatch):
 def test_why_a_command_failed(tmp_path):
     """Its error, not the farewell after it, nor an error of the command before it."""
     log = tmp_path / "log.txt"
-    before = "\n$ python x\nerror: of before\nstopped at step 1; To go on\n"
-    log.write_text(f"{before}\n$ python x\n  1%|\rerror: the disk\nnote\nstopped at step 2; To go on from it\n")
+    before = "\n$ python x\nerror: of before\nstopped at step 1; to go on\n"
+    after = "stopped at step 2; to go on from step 1: python x --resume runs/x --total-timesteps 9\n"
+    bar = f"{BAR}2/9 [00:01<00:03, 2.0it/s]"
+    log.write_text(f"{before}\n$ python x\n{bar}\r   \rerror: the disk\n\r{bar}\nnote\n{after}")
     assert sweep.last_words(tmp_path, 1) == "error: the disk" and sweep.last_words(tmp_path, -9) == "killed by signal 9"
-    log.write_text(f"{before}\n$ python x\nValueError: 7\nstopped at step 2; the first checkpoint was not reached\n")
-    assert sweep.last_words(tmp_path, 1) == "ValueError: 7"
+    after = "stopped at step 2; before its first checkpoint\n"
+    for log_text in (f"ValueError: 7\n{after}", f"\r{bar}\n{after}Traceback\nValueError: 7\n"):
+        log.write_text(f"{before}\n$ python x\n{log_text}")
+        assert sweep.last_words(tmp_path, 1) == "ValueError: 7"
     sweep.start(["no_such_script.py"], tmp_path, False)
     assert "No such file" in sweep.last_words(tmp_path, 2)
     log.write_text(f"{before}\n$ python x\n")
@@ -371,7 +386,7 @@ def test_how_far_a_sweep_is(tmp_path, monkeypatch, capsys, ray):
         if run.algo == "sacv2-lag":
             return a_csv(run, tmp_path)
         (tmp_path / run.name).mkdir()
-        (tmp_path / run.name / "log.txt").write_text(" 80%|███  | 1200/1500 [00:30<34:48]")
+        (tmp_path / run.name / "log.txt").write_text(f"{BAR}1200/1500 [00:30<34:48, 1.00s/it]")
         return "error: the disk"
 
     monkeypatch.setattr(sweep, "work", work)
@@ -384,7 +399,12 @@ def test_how_far_a_sweep_is(tmp_path, monkeypatch, capsys, ray):
 def test_how_far_a_run_is(tmp_path):
     here = tmp_path / RUN.name
     (here / "runs" / "x").mkdir(parents=True)
-    (here / "log.txt").write_text(" 80%|███  | 1200/1500 [00:30<34:48]")
+    assert sweep.steps_of(RUN, tmp_path) == 0
+    for shown, steps in (("0/1500 [00:00<?, ?it/s]", 0), (f"{BAR}900/1500 [00:30<00:20, 30.0it/s]", 900)):
+        with open(here / "log.txt", "a") as log:
+            log.write(f"\r{shown}")
+        assert sweep.steps_of(RUN, tmp_path) == steps
+    (here / "log.txt").write_text(f"{BAR}900/1500 [00:30<00:20, 30.0it/s]\r{BAR}1200/1500 [00:40<00:10, 30.0it/s]\n")
     assert sweep.steps_of(RUN, tmp_path) == 1200
     (here / "runs" / "x" / "policy_1500.pt").touch()
     (here / "log.txt").write_text("evaluations\n" * 1000)
@@ -465,7 +485,7 @@ gym.register("Known-v0", Known)
                 parameter.zero_()
         qr.bias_3.copy_(torch.tensor([7.0, 9.0]).view(2, 1, 1))
         qc.bias_3.copy_(torch.tensor([0.0, -1.0]).view(2, 1, 1))
-    args = dict(env_id="known_env:Known-v0", seed=1, gamma_r=0.9, gamma_c=0.8, reward_scale=10.0)
+    args = dict(env_id="known_env:Known-v0", seed=1, gamma_r=0.9, gamma_c=0.8, reward_scale=10.0, reward_shift=0.0)
     saved = dict(
         args=args, sizes=sizes, parts=dict(actor=actor.state_dict(), qr=qr.state_dict(), qc=qc.state_dict()),
         tensors=dict(log_alpha=torch.tensor(-100.0), nu=torch.tensor(4.0)),
@@ -479,6 +499,7 @@ gym.register("Known-v0", Known)
     assert values["promised_r"] == 7 and values["promised_c"] == 0.5
     assert values["got_c"] == pytest.approx(0.8**2)
     assert values["got_r"] == pytest.approx(20 * (1 + 0.9 + 0.81))
+    assert found(reward_shift=-0.5)["got_r"] == pytest.approx(15 * (1 + 0.9 + 0.81))
     values = found(algo="rcpo-sacv2")  # less nu Q_c at every step
     assert values["got_r"] == pytest.approx((20 - 4 * 0.5) * (1 + 0.9 + 0.81))
     sys.modules["known_env"].Known.violates = False  # truncated at step 5: the critics' own value of the end

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_mathematics import BLOCK, float64  # noqa: F401
-from torch.func import functional_call
+from test_mathematics import BLOCK, USED, float64  # noqa: F401
 
-from meta_sac_lag import Args, flat, rmsprop, rmsprop_derivatives, unflat
+from meta_sac_lag import Args, flat
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 sys.path.append(str(EXPERIMENTS))
@@ -51,23 +50,23 @@ def run_block(setting, updates):
     buffer = SimpleNamespace(sample=lambda *_: batch)
     flags = {key: setting[key] for key in ("epsilon_step", "epsilon_objective", "alpha_through_epsilon", "nu_init")}
     nu_lr = 3e-4 if setting["nu_lr"] == "3e-4" else 1e-3 * setting["nu_init"]
-    args = Args(**flags, nu_lr=nu_lr, batch_size=32, reward_scale=1.0)
+    args = Args(**flags, nu_lr=nu_lr, batch_size=32, reward_scale=1.0, reward_shift=0.0)
     qr, qr_target = (Exact(lambda a: toy.q_r(a, toy.OFFSETS[setting["rewards"]])) for _ in range(2))
     qc, qc_target = (Exact(toy.q_c) for _ in range(2))
     actor, log_alpha = Policy(), torch.tensor(0.0, requires_grad=True)
-    phi = dict(actor.named_parameters())
-    names = dict(
+    phi = flat(actor.parameters()).detach()
+    torch.nn.utils.vector_to_parameters(phi, actor.parameters())
+    names = USED | dict(
         args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target, D=buffer, D_s=buffer,
         D_0=buffer, qr_optimizer=torch.optim.Adam(qr.parameters()), qc_optimizer=torch.optim.Adam(qc.parameters()),
-        nu=torch.tensor(args.nu_init), epsilon=torch.tensor(1.0), log_alpha=log_alpha,
+        nu=torch.tensor(args.nu_init), epsilon=torch.tensor(1.0, requires_grad=True), log_alpha=log_alpha,
         alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr), nu_square=torch.zeros(()),
-        epsilon_square=torch.zeros(()), phi_square=torch.zeros(2), torch=torch, flat=flat, unflat=unflat,
-        functional_call=functional_call, rmsprop=rmsprop, rmsprop_derivatives=rmsprop_derivatives,
-    )
+        epsilon_square=torch.zeros(()), phi_square=torch.zeros(2),
+    )  # fmt: skip
     for _ in range(updates):
         exec(BLOCK, names)
     return {key: names[key].item() for key in ("nu", "epsilon")} | {
-        "alpha": names["log_alpha"].exp().item(), "mean": phi["mean"].item(), "x": phi["x"].item()
+        "alpha": names["log_alpha"].exp().item(), "mean": actor.mean.item(), "x": actor.x.item()
     }
 
 

@@ -1,12 +1,14 @@
-"""experiments/throughput.py measures what it says: the scripts' own block, and the same with the whole graph kept."""
+"""experiments/throughput.py measures what it says: the scripts' own block, at its real sizes and in float32."""
 
 import copy
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from helpers import ROOT
+from test_mathematics import whole_graph
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import throughput
@@ -22,11 +24,11 @@ def test_in_float32_each_update_is_what_autograd_through_everything_makes_of_it(
 
     Left to themselves, two runs that differ by rounding agree to 1e-7 for some sixty updates, until a ReLU switches in
     one of them; test_mathematics.py compares whole runs in float64. At the first update v = 0, and what autograd finds
-    of theta's derivatives is rounding (test_rmsprops_derivatives there).
+    of theta's derivatives is rounding, in both forms.
     """
     fast, reference = (
         throughput.ours(meta_sac_lag, text, 65, 20, 64, 256, epsilon_lr=1e-3, nu_lr=0.01)
-        for text in (METHOD, throughput.whole_graph(METHOD))
+        for text in (METHOD, whole_graph(METHOD))
     )
     here, there = fast.names, reference.names
     fast()
@@ -35,14 +37,12 @@ def test_in_float32_each_update_is_what_autograd_through_everything_makes_of_it(
         for key in ("actor", "qr", "qr_target", "qc", "qc_target", "qr_optimizer", "qc_optimizer", "alpha_optimizer"):
             there[key].load_state_dict(copy.deepcopy(here[key].state_dict()))
         with torch.no_grad():
-            for key in ("nu", "epsilon", "log_alpha"):
+            for key in ("nu", "epsilon", "log_alpha", "nu_square", "epsilon_square", "phi_square"):
                 there[key].copy_(here[key])
-            for key in ("nu_square", "epsilon_square", "phi_square"):
-                there[key] = here[key].clone()
-        there["D"].rng.bit_generator.state = here["D"].rng.bit_generator.state
+        assert torch.equal(here["phi"], there["phi"])  # the actor is a view of it
         before = there["log_alpha"].item()
         for update in (fast, reference):
-            torch.manual_seed(i)
+            update.names["actor"].rng.manual_seed(i)
             update()
         assert here["log_alpha"].item() != before
         for key in ("phi_new", "nu", "epsilon", "log_alpha", "grad_epsilon", "grad_alpha"):
@@ -53,14 +53,23 @@ def test_in_float32_each_update_is_what_autograd_through_everything_makes_of_it(
     assert max(worst.values()) < 1e-3  # the metagradients are differences, and may be near 0
 
 
-def test_it_prints_a_table():
-    command = [sys.executable, str(ROOT / "experiments" / "throughput.py"), "--width", "8", "--batch-size", "8"]
-    code = "import sys, throughput as t; t.alternating.__defaults__ = (1, 0.01); sys.argv = sys.argv[1:]; "
-    code += "import tyro; tyro.cli(t.main)"
-    result = subprocess.run(
-        [sys.executable, "-c", code, *command[1:]], cwd=ROOT / "experiments", capture_output=True, text=True
-    )
+def test_it_prints_a_table(tmp_path):
+    for name in ("meta_sac_lag.py", "sac_lag_baselines.py", "experiments/throughput.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    with open(tmp_path / "meta_sac_lag.py", "a") as file:  # a version that takes longer
+        file.write("\ndef rmsprop(*args, step=rmsprop):\n    time.sleep(0.02)\n    return step(*args)\n")
+    code = "import sys, throughput as t; t.alternating.__defaults__ = (1, 0.01); import tyro; tyro.cli(t.main)"
+    flags = ["--width", "8", "--batch-size", "8", "--threads", "1", "--old", str(tmp_path)]
+    command = [sys.executable, "-c", code, *flags]
+    result = subprocess.run(command, cwd=ROOT / "experiments", capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| Meta SAC-Lag |") == 2 and "sacv2-lag" in result.stdout
-    result = subprocess.run([*command, "--peers"], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.count("| Meta SAC-Lag |") == 2 and result.stdout.count("| rcpo-metasac |") == 2
+    ratios = [float(line.split()[-1]) for line in result.stdout.splitlines() if "new / old" in line]
+    assert len(ratios) == 2 and all(0 < ratio < 0.9 for ratio in ratios), result.stdout  # three times 20 ms
+
+
+def test_peers_that_are_not_installed_are_asked_for():
+    command = [sys.executable, "experiments/throughput.py", "--width", "8", "--batch-size", "8", "--peers"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in result.stderr
