@@ -317,7 +317,7 @@ def main(at_end):
             stop_if_not_finite({})
             policy = dict(env_id=args.env_id, sizes=sizes, spaces=spaces, step=global_step, actor=actor.state_dict())
             save(policy, f"{run_dir}/policy_{global_step}.pt")
-        if finished:  # the one that must not be lost; before it, an evaluation belongs to its checkpoint
+        if finished:  # before the evaluation, lest it be lost with it; others after it, so that no resume repeats it
             saved_step = write_checkpoint()
         if eval_due:
             bar.set_description_str("evaluation ")
@@ -670,6 +670,8 @@ def save(state, path):
             os.replace(path, path[:-3] + ".prev.pt")
         os.replace(path + ".tmp", path)
         return True
+    with contextlib.suppress(OSError):  # half a file would keep a full disk full
+        os.remove(path + ".tmp")
 
 
 def load(path, previous=None):
