@@ -135,8 +135,8 @@ class TwinCritic(nn.Module):
         return q.sigmoid() if self.probability and not logits else q
 
     def tangent(self, obs, action):
-        """-> the worse twin's value (batch,): max of Q_c, min of Q_r. ReLU makes Q piecewise linear, up to the sigmoid:
-        its tangent in the action has the same derivatives, of all orders, and spares line 19 a second pass."""
+        """-> the worse twin's value (batch,): max of Q_c, min of Q_r. Right for ReLU alone, with which Q is piecewise
+        linear, up to the sigmoid: its tangent has the same derivatives, of all orders, without a second pass."""
         at = action.detach().requires_grad_()
         q = self(obs, at, logits=True)
         q = q.amax(0) if self.probability else q.amin(0)
@@ -448,7 +448,7 @@ def main(at_end):
                 # <<< Algorithm 1, lines 12 to 20
 
                 if global_step % 100 == 0:
-                    P_g_c = g_c * (phi_square + 1e-12).rsqrt()  # P: 1 / sqrt(v'), but for this gradient's share
+                    P_g_c = g_c * (phi_square + 1e-12).rsqrt()  # P: dphi'/dg, but for this g's share in v'
                     metrics = {
                         "meta/epsilon": epsilon, "meta/grad_epsilon": grad_epsilon, "meta/nu": nu,
                         "meta/nu_star": (g_r @ P_g_c) / (g_c @ P_g_c).clamp(min=1e-30),  # see README

@@ -422,7 +422,7 @@ def main(at_end):
                 # <<< Algorithm 1, lines 12 to 20
 
                 if global_step % 100 == 0:
-                    P_g_c = g_c * (phi_square + 1e-12).rsqrt()  # P: 1 / sqrt(v'), but for this gradient's share
+                    P_g_c = g_c * (phi_square + 1e-12).rsqrt()  # P: dphi'/dg, but for this g's share in v'
                     metrics = {
                         "meta/epsilon": epsilon, "meta/nu": nu,
                         "meta/nu_star": (g_r @ P_g_c) / (g_c @ P_g_c).clamp(min=1e-30),  # see README
