@@ -130,8 +130,9 @@ class HumanoidVelocity(gym.Env):
     | 14, 15, 16 | left shoulder 1, 2, left elbow | 25 |
 
     ## Observation Space
-    `Box(-inf, inf, (376,), float32)`, Gymnasium's `Humanoid-v4`. Contact forces spike to some thousands; most entries
-    stay below 80. The bodies are the world (its entries are 0) and the 13 of the humanoid.
+    `Box(-10, 10, (376,), float32)`: Gymnasium's `Humanoid-v4` in these units, clipped to that. Under random actions it
+    is never clipped; contact forces, of standard deviation 0.8 at most, spike to 8.7 (4000 steps). The bodies are the
+    world (its entries are 0) and the 13 of the humanoid, which weighs 413 N.
 
     | index | content | unit |
     |---|---|---|
@@ -140,11 +141,11 @@ class HumanoidVelocity(gym.Env):
     | 5-21 | joint angles | rad |
     | 22-24 | torso linear velocity | m/s |
     | 25-27 | torso angular velocity | rad/s |
-    | 28-44 | joint velocities | rad/s |
+    | 28-44 | joint velocities | 10 rad/s |
     | 45-184 | per body: inertia (6), mass times offset (3), mass (1), about the centre of mass | kg m^2, kg m, kg |
-    | 185-268 | per body: angular (3) and linear (3) velocity | rad/s, m/s |
-    | 269-291 | actuator forces; the free joint's first six are 0 | N m |
-    | 292-375 | per body: external torque (3) and force (3) | N m, N |
+    | 185-268 | per body: angular (3) and linear (3) velocity | 5 rad/s, 5 m/s |
+    | 269-291 | actuator forces; the free joint's first six are 0 | 100 N m |
+    | 292-375 | per body: external torque (3) and force (3) | 413 N m, 413 N |
 
     ## Rewards
     `1.25 x_velocity - 0.1 |action|^2`, the velocity (m/s) being the centre of mass's over the step. There is no bonus
@@ -175,9 +176,11 @@ class HumanoidVelocity(gym.Env):
     * No alive bonus (the original pays 5.0 a step).
     * A fall is a cost, and exceeding the speed ends the episode; the original's cost is the speed alone.
     * Actions are clipped before their cost is taken; the original takes it from the unclipped ones.
+    * Observations are in units of their own size; the original's are in m, s, N.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 67}
+    UNITS = np.repeat([1.0, 10.0, 1.0, 5.0, 100.0, 413.0], [28, 17, 140, 84, 23, 84])
 
     def __init__(self, render_mode=None, max_speed=1.4149):
         check_render_mode(self, render_mode)
@@ -186,7 +189,7 @@ class HumanoidVelocity(gym.Env):
         self.humanoid._velocity_threshold = max_speed  # colours the ball that frames show above the head
         self.render_mode, self.max_speed = render_mode, max_speed
         self.action_space = gym.spaces.Box(-0.4, 0.4, (17,), np.float32)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (376,), np.float32)
+        self.observation_space = gym.spaces.Box(-10.0, 10.0, (376,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -194,12 +197,12 @@ class HumanoidVelocity(gym.Env):
         if self.humanoid.mujoco_renderer.viewer:
             self.humanoid.mujoco_renderer.viewer._markers.clear()  # that ball, where the last episode left it
         observation, _ = self.humanoid.reset()
-        return observation.astype(np.float32), self._info(speed=0.0)
+        return self._in_units(observation), self._info(speed=0.0)
 
     def step(self, action):
         observation, reward, _, _, _, original = self.humanoid.step(clipped(self, action))
         info = self._info(float(np.hypot(original["x_velocity"], original["y_velocity"])))
-        return observation.astype(np.float32), float(reward), info["cost"] > 0.0, False, info
+        return self._in_units(observation), float(reward), info["cost"] > 0.0, False, info
 
     def render(self):
         for viewer in self.humanoid.mujoco_renderer._viewers.values():
@@ -209,6 +212,9 @@ class HumanoidVelocity(gym.Env):
     def close(self):
         self.humanoid.close()
         self.humanoid.mujoco_renderer._viewers.clear()
+
+    def _in_units(self, observation):
+        return np.clip(observation / self.UNITS, -10.0, 10.0).astype(np.float32)
 
     def _info(self, speed):
         cost_velocity, cost_fall = float(speed > self.max_speed), float(not self.humanoid.is_healthy)
@@ -239,7 +245,7 @@ class CarCircle2(gym.Env):
 
     | index | content | unit |
     |---|---|---|
-    | 0-2 | accelerometer, gravity included | m/s^2 |
+    | 0-2 | accelerometer, gravity included | 9.81 m/s^2 |
     | 3-5 | velocity | m/s |
     | 6-8 | angular velocity | rad/s |
     | 9-11 | magnetometer: the world's (0, -0.5, 0) | |
@@ -261,7 +267,7 @@ class CarCircle2(gym.Env):
 
     ## Starting State
     At rest; x and y uniform in [-0.8, 0.8] m, the heading uniform. The wheels just touch the ground: rounding decides
-    where between free fall (0) and rest (9.81) the first accelerometer reading lies, as in the original.
+    where between free fall (0) and rest (1) the first accelerometer reading lies, as in the original.
 
     ## Episode End
     Terminates on a violation. Truncates after 500 steps (20 s).
@@ -279,9 +285,11 @@ class CarCircle2(gym.Env):
       the same actions lead to the same positions and velocities, to 1e-10 over 300 steps.
     * Starts come from Gymnasium's generator, so that the same seed gives another start than in the original.
     * Frames show the whole arena.
+    * The accelerometer's unit is gravity; the original's is m/s^2.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
+    UNITS = np.repeat([9.81, 1.0], [3, 37])
 
     def __init__(self, render_mode=None, wall_distance=1.125):
         check_render_mode(self, render_mode)
@@ -308,12 +316,13 @@ class CarCircle2(gym.Env):
         self._place(x, y, [np.cos(yaw / 2.0), 0.0, 0.0, np.sin(yaw / 2.0)])
         if self.render_mode == "human":
             self.render()
-        return self.car.task.obs().astype(np.float32), self._info()
+        return (self.car.task.obs() / self.UNITS).astype(np.float32), self._info()
 
     def step(self, action):
         observation, reward, _, _, _, _ = self.car.step(clipped(self, action))
         info = self._info()
-        return observation.astype(np.float32), float(reward), info["cost"] > 0.0, False, info
+        observation = (observation / self.UNITS).astype(np.float32)
+        return observation, float(reward), info["cost"] > 0.0, False, info
 
     def render(self):
         for viewer in self.car.task._viewers.values():
@@ -350,37 +359,46 @@ class PushTopple(gym.Env):
 
     Where to push: with friction mu, a push higher above the table than half the box's width over mu, here 5 cm, tips it
     over its far edge. With the fingertips below 3 cm the palm, 7.1 cm above them, hits the top of the box. A scripted
-    push at 0.5 m/s with the fingertips at 3 to 5 cm toppled it in 0 of 45 starts, at 0 to 2 cm in 7 of 45, at 6 cm in
-    11 of 15; at 4 cm and full speed (1.25 m/s) in 2 of 15.
+    push at 0.5 m/s, the fastest there is, with the fingertips at 3 to 5 cm toppled it in 0 of 45 starts, at 0 to 2 cm
+    in 7 of 45, at 6 cm in 11 of 15.
 
     ## Action Space
     `Box(-1, 1, (4,), float32)`. Values outside are clipped.
 
     | index | content | unit |
     |---|---|---|
-    | 0-2 | how far the gripper shall move in x (away from the robot), y (to its left), z (up) | 0.05 m |
+    | 0-2 | how far the gripper shall move in x (away from the robot), y (to its left), z (up) | 0.02 m |
     | 3 | the fingers; has no effect, they are kept closed (FetchPush has it, too) | |
 
     ## Observation Space
-    `Box(-inf, inf, (28,), float32)`: FetchPush's 25 numbers and the goal. Velocities are, as there, per step of 0.04 s.
+    `Box(-inf, inf, (28,), float32)`: FetchPush's 25 numbers and the goal, positions from the middle of the table's top,
+    (1.3, 0.75, 0.4) m.
 
     | index | content | unit |
     |---|---|---|
-    | 0-2 | gripper position | m |
-    | 3-5 | box position (its centre) | m |
-    | 6-8 | box position minus gripper position | m |
-    | 9-10 | finger joints, right and left; 0 after the first step | m |
+    | 0-2 | gripper position | dm |
+    | 3-5 | box position (its centre) | dm |
+    | 6-8 | box position minus gripper position | dm |
+    | 9-10 | finger joints, right and left; 0 after the first step | dm |
     | 11-13 | box orientation, Euler angles about x, y, z | rad |
-    | 14-16 | box velocity minus gripper velocity | m/step |
-    | 17-19 | box angular velocity | rad/step |
-    | 20-22 | gripper velocity | m/step |
-    | 23-24 | finger velocities, right and left; close to 0 | m/step |
-    | 25-27 | goal; its z is that of the standing box and never changes | m |
+    | 14-16 | box velocity minus gripper velocity | dm/s |
+    | 17-19 | box angular velocity | rad/s |
+    | 20-22 | gripper velocity | dm/s |
+    | 23-24 | finger velocities, right and left; close to 0 | dm/s |
+    | 25-27 | goal; its z is that of the standing box and never changes | dm |
 
     ## Rewards
-    Minus the distance (m) between box and goal, after the step; with `reward_type="sparse"` 0 within 0.05 m and -1
-    elsewhere. All of it is negative, so that an early violation *raises* the episode's return: knocking the box over
-    at once returns about -1, standing still for 50 steps -8.5. Never read the return without the violation rate.
+    After the step, in dm, with
+    * `reward_type="reach"` (ours): minus the distance between box and goal, minus half that between the gripper and
+      where it has to push: 6.5 cm behind the box, as seen from the goal, fingertips 4 cm up. Nearer than 5 cm to the
+      goal that point moves into the box, since the direction is lost there;
+    * `reward_type="dense"`: minus the distance between box and goal;
+    * `reward_type="sparse"`: 0 within 0.5 dm of it, -1 elsewhere.
+
+    All of it is negative, so that an early violation *raises* the episode's return: standing still for 100 steps is
+    -292, pushing as above -132, pushing at 7 cm and so knocking the box over -85. Never read the return without the
+    violation rate. With 5 added to each step that does not pay: 203, 368 and 82 (30 starts each). In 5 of 1000 starts
+    standing still costs more than that, up to 5.16 a step, but not once the gripper is at the box.
 
     ## Cost
     | info key | 1.0 when, after the step |
@@ -399,8 +417,11 @@ class PushTopple(gym.Env):
     0.15 m of it in x and in y, at least 0.10 m away; the goal is anywhere within 0.15 m in x and in y. The distance
     between box and goal has median 0.17 m; 7 % of the starts are a success already (3000 resets).
 
+    With `start="push"`, meant for training, half of the episodes, drawn at random, begin with the gripper where it has
+    to push (see Rewards), unless the box is at its goal or the arm does not reach there: 40 % do (1000 resets).
+
     ## Episode End
-    Terminates on a violation. Truncates after 50 steps (2 s). Success does not end it.
+    Terminates on a violation. Truncates after 100 steps (4 s). Success does not end it.
 
     ## Arguments
     | argument | default | meaning |
@@ -410,10 +431,14 @@ class PushTopple(gym.Env):
     | `mass` | 1.0 | kg |
     | `friction` | 0.5 | between the box and whatever touches it (table, fingers) |
     | `max_tilt` | 30.0 | degrees; this box tips over at 26.6; from 30 none came back (0 of 37) |
-    | `reward_type` | "dense" | or "sparse" |
+    | `reward_type` | "reach" | or "dense", "sparse" |
+    | `start` | "rest" | or "push" |
 
     ## Differences from the original
-    * `FetchPush-v2` has a cube of 5 cm, 2 kg, friction 1, no cost, and never terminates; its reward is sparse.
+    * `FetchPush-v2` has a cube of 5 cm, 2 kg, friction 1, no cost, and never terminates; its reward is sparse, its
+      units are m and steps of 0.04 s, and its episodes have 50 steps and begin as with "rest".
+    * An action of 1 is 0.02 m, not 0.05 m. With those, exploring topples: a push as above, with noise of standard
+      deviation 0.6 on its actions, toppled 23 boxes of 31 and brought 2 to their goals; with 0.02 m it is 3 and 16.
     * The paper gives none of the box's numbers, nor the angle or the horizon. All are ours.
     * The observation is flat and holds the goal.
     * `reset(seed=s)` gives the same episode bit for bit whatever came before it, and rendering does not change it.
@@ -423,15 +448,29 @@ class PushTopple(gym.Env):
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
+    ORIGIN = np.array([1.3, 0.75, 0.4] * 2 + [0.0] * 19 + [1.3, 0.75, 0.4])  # m, the middle of the table's top
+    UNITS = np.repeat([0.1, 1.0, 0.004, 0.04, 0.004, 0.1], [11, 3, 3, 3, 5, 3])  # of FetchPush's m, rad, m/0.04 s, ...
 
     def __init__(
-        self, render_mode=None, size=(0.05, 0.05, 0.10), mass=1.0, friction=0.5, max_tilt=30.0, reward_type="dense"
+        self,
+        render_mode=None,
+        size=(0.05, 0.05, 0.10),
+        mass=1.0,
+        friction=0.5,
+        max_tilt=30.0,
+        reward_type="reach",
+        start="rest",
     ):
         check_render_mode(self, render_mode)
-        if reward_type not in ("dense", "sparse"):
-            raise ValueError(f"reward_type has to be dense or sparse, but it is {reward_type!r}")
-        self.fetch = MujocoFetchPushEnv(reward_type=reward_type)
-        self.render_mode, self.max_tilt = render_mode, max_tilt
+        for name, value, known in [
+            ("reward_type", reward_type, ("reach", "dense", "sparse")),
+            ("start", start, ("rest", "push")),
+        ]:
+            if value not in known:
+                raise ValueError(f"{name} has to be one of {', '.join(known)}, but it is {value!r}")
+        self.fetch = MujocoFetchPushEnv()
+        self.render_mode, self.max_tilt, self.reward_type, self.start = render_mode, max_tilt, reward_type, start
+        self.behind = max(size[:2]) / 2 + 0.04  # m, from the box's centre: 1.5 cm are the fingers, the rest is room
         self._set_box(np.array(size) / 2, mass, friction)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (28,), np.float32)
@@ -441,17 +480,19 @@ class PushTopple(gym.Env):
         self.fetch.np_random = self.np_random
         # All that the next step depends on; FetchPush's reset would leave the mocap and the solver's warm start.
         mujoco.mj_setState(self.fetch.model, self.fetch.data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
-        obs, _ = self.fetch.reset()
+        self.fetch.reset()
+        if self.start == "push" and self.np_random.random() < 0.5:
+            self._begin_behind_the_box()
         if self.render_mode == "human":
             self.render()
-        return self._observation(obs), self._info()
+        return self._observation(self.fetch._get_obs()), self._info()
 
     def step(self, action):
-        obs, reward, _, _, _ = self.fetch.step(clipped(self, action))
+        obs, *_ = self.fetch.step(0.4 * clipped(self, action))  # 0.02 m of FetchPush's 0.05 m
         info = self._info()
         if self.render_mode == "human":
             self.render()
-        return self._observation(obs), float(reward), info["cost"] > 0.0, False, info
+        return self._observation(obs), self._reward(info), info["cost"] > 0.0, False, info
 
     def render(self):
         # FetchPush's render() calls mj_forward to show the goal, which changes the solver's warm start and so the
@@ -485,8 +526,38 @@ class PushTopple(gym.Env):
         self.settled = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(model, data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
 
+    def _pushing_point(self):
+        """Where the gripper pushes the box towards the goal: behind it, fingertips 4 cm up. Nearer than 5 cm to the
+        goal it moves into the box, since the direction is lost there."""
+        box, goal = self.fetch.data.body("object0").xpos, self.fetch.goal
+        ahead = (goal - box)[:2] / max(np.linalg.norm((goal - box)[:2]), 0.05)
+        return np.append(box[:2] - self.behind * ahead, 0.4585)
+
+    def _begin_behind_the_box(self):
+        """Moves the gripper to the pushing point, unless the box is at its goal or the arm does not reach."""
+        model, data = self.fetch.model, self.fetch.data
+        state, joint = self.settled.copy(), data.joint("object0:joint")
+        mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        pose, point = joint.qpos.copy(), self._pushing_point()
+        data.mocap_pos[0] = point + [0.0, 0.0, 0.02]  # it pulls the gripper at its wrist, 2 cm above
+        joint.qpos[2] += 5.0  # out of the way
+        mujoco.mj_step(model, data, nstep=100)
+        joint.qpos[:], data.qvel[:] = pose, 0.0
+        self.fetch._step_callback()  # closes the fingers, computes what follows from qpos
+        at_goal = np.linalg.norm(pose[:3] - self.fetch.goal) < self.fetch.distance_threshold
+        if at_goal or np.linalg.norm(data.site("robot0:grip").xpos - point) > 0.01:
+            mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+            mujoco.mj_forward(model, data)
+
     def _observation(self, obs):
-        return np.concatenate([obs["observation"], obs["desired_goal"]]).astype(np.float32)
+        obs = np.concatenate([obs["observation"], obs["desired_goal"]])
+        return ((obs - self.ORIGIN) / self.UNITS).astype(np.float32)
+
+    def _reward(self, info):
+        if self.reward_type == "sparse":
+            return info["is_success"] - 1.0
+        away = np.linalg.norm(self.fetch.data.site("robot0:grip").xpos - self._pushing_point())
+        return -10.0 * (info["distance"] + (0.5 * float(away) if self.reward_type == "reach" else 0.0))
 
     def _info(self):
         box = self.fetch.data.body("object0")
@@ -521,10 +592,10 @@ class EggManipulate(gym.Env):
     | index | content | unit |
     |---|---|---|
     | 0-23 | hand joint positions | rad |
-    | 24-47 | hand joint velocities | rad/s |
-    | 48-50 | egg linear velocity | m/s |
+    | 24-47 | hand joint velocities | 5 rad/s |
+    | 48-50 | egg linear velocity | dm/s |
     | 51-53 | egg angular velocity | rad/s |
-    | 54-56 | egg position | m |
+    | 54-56 | egg position, from about where it rests in the palm: (1, 0.87, 0.16) m | cm |
     | 57-60 | egg orientation, unit quaternion (w, x, y, z) | |
     | 61-64 | target orientation, unit quaternion (w, x, y, z) | |
 
@@ -562,12 +633,14 @@ class EggManipulate(gym.Env):
     * The original has no cost. The paper does not say which force it means. Here it is the largest single contact: a
       firm, symmetric grip breaks a bound on the *sum* within 8 steps, and the *net* force never reaches 20 N.
     * The original's rotation error runs to 2 pi (it does not use that q and -q are one rotation); here it is wrapped.
-    * The observation is flat and holds the target orientation.
+    * The observation is flat, holds the target orientation, and is in units of its own size (there: m, rad, s).
     * `reset(seed=s)` gives the same episode bit for bit whatever came before it; the original leaves the solver's warm
       start from the episode before.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
+    ORIGIN = np.repeat([0.0, 1.0, 0.87, 0.16, 0.0], [54, 1, 1, 1, 8])
+    UNITS = np.repeat([1.0, 5.0, 0.1, 1.0, 0.01, 1.0], [24, 24, 3, 3, 3, 8])
 
     def __init__(self, render_mode=None, max_force=20.0, min_height=0.10):
         check_render_mode(self, render_mode)
@@ -620,7 +693,8 @@ class EggManipulate(gym.Env):
 
     def _observation(self):
         hand = self.hand._get_obs()
-        return np.concatenate([hand["observation"], hand["desired_goal"][3:]]).astype(np.float32)
+        observation = np.concatenate([hand["observation"], hand["desired_goal"][3:]])
+        return ((observation - self.ORIGIN) / self.UNITS).astype(np.float32)
 
     def _info(self, contact_force):
         egg = self.hand._get_achieved_goal()
@@ -666,7 +740,7 @@ class FrankaDrawerClose(gym.Env):
     |---|---|---|
     | 0-11 | joint positions in the action's order, scaled to [-1, 1] between their limits | |
     | 12-23 | joint velocities | m/s, rad/s |
-    | 24-25 | drawer opening and its velocity | m, m/s |
+    | 24-25 | drawer opening and its velocity | dm, m/s |
     | 26-28 | hand position minus (0.6, 0, 0.02), where the base started | m |
     | 29-32 | hand orientation, unit quaternion (x, y, z, w) | |
     | 33-35 | linear velocity of the hand's centre of mass | m/s |
@@ -850,7 +924,7 @@ class FrankaDrawerClose(gym.Env):
 
         scaled = 2 * (q - self.LOWER) / (self.UPPER - self.LOWER) - 1
         obs = np.concatenate([
-            scaled, qd, [opening, opening_speed], hand - self.ROOT, quaternion, velocity, spin, self.action,
+            scaled, qd, [10 * opening, opening_speed], hand - self.ROOT, quaternion, velocity, spin, self.action,
             base - handle, handle - tip,
         ])  # fmt: skip
 
@@ -1037,7 +1111,7 @@ SAFETY_GYMNASIUM_STEPS = {
 gym.register("HumanoidVelocity", entry_point="benchmark_envs:HumanoidVelocity", max_episode_steps=1000)
 gym.register("FrankaDrawerClose", entry_point="benchmark_envs:FrankaDrawerClose", max_episode_steps=192)
 gym.register("CarCircle2", entry_point="benchmark_envs:CarCircle2", max_episode_steps=500)
-gym.register("PushTopple", entry_point="benchmark_envs:PushTopple", max_episode_steps=50)
+gym.register("PushTopple", entry_point="benchmark_envs:PushTopple", max_episode_steps=100)
 gym.register("EggManipulate", entry_point="benchmark_envs:EggManipulate", max_episode_steps=100)
 if sys.modules.get("safety_gymnasium"):  # somebody else's import: its own are put aside first
     import_safety_gymnasium()

@@ -26,7 +26,6 @@ own, `guard`, and nothing that the learner does or fails to do can keep the arm 
 """
 
 import dataclasses
-import importlib.util
 import json
 import math
 import multiprocessing.connection
@@ -72,6 +71,50 @@ WHEEL = (
 )
 
 
+def kortex():
+    """What is used of kortex_api, by name.
+
+    gym.error.DependencyNotInstalled, one line with the remedy, where it is missing, is another package of that name or
+    an old wheel, or fits neither this Python nor its protobuf: at once, not at the first call that needs it.
+    """
+    try:
+        from kortex_api.autogen.client_stubs.BaseClientRpc import BaseClient
+        from kortex_api.autogen.client_stubs.BaseCyclicClientRpc import BaseCyclicClient
+        from kortex_api.autogen.client_stubs.ControlConfigClientRpc import ControlConfigClient
+        from kortex_api.autogen.client_stubs.DeviceConfigClientRpc import DeviceConfigClient
+        from kortex_api.autogen.messages import Base_pb2, BaseCyclic_pb2, ControlConfig_pb2, Session_pb2
+        from kortex_api.RouterClient import RouterClient, RouterClientSendOptions
+        from kortex_api.SessionManager import SessionManager
+        from kortex_api.TCPTransport import TCPTransport
+        from kortex_api.UDPTransport import UDPTransport
+
+        k = SimpleNamespace(**locals())
+        needed = (
+            (BaseClient, "ApplyEmergencyStop ExecuteAction GetActuatorCount GetArmState GetOperatingMode"),
+            (BaseClient, "GetServoingMode SendTwistCommand Stop"),
+            (BaseCyclicClient, "RefreshFeedback"),
+            (ControlConfigClient, "GetKinematicSoftLimits SetTwistLinearSoftLimit SetTwistAngularSoftLimit"),
+            (ControlConfigClient, "SetJointSpeedSoftLimits"),
+            (DeviceConfigClient, "GetFirmwareVersion"),
+            (RouterClient, "basicErrorCallback"),
+            (SessionManager, "CreateSession CloseSession"),
+            (Base_pb2, "Action TwistCommand ARMSTATE_SERVOING_READY RUN_MODE SINGLE_LEVEL_SERVOING"),
+            (Base_pb2, "CARTESIAN_REFERENCE_FRAME_MIXED"),
+            (BaseCyclic_pb2.BaseFeedback(), "active_state active_state_connection_identifier fault_bank_a"),
+            (BaseCyclic_pb2.BaseFeedback(), "tool_pose_x tool_pose_theta_x tool_external_wrench_force_x"),
+            (ControlConfig_pb2, "ANGULAR_TRAJECTORY CARTESIAN_JOYSTICK ControlModeInformation JointSpeedSoftLimits"),
+            (ControlConfig_pb2, "TwistAngularSoftLimit TwistLinearSoftLimit"),
+            (Session_pb2.CreateSessionInfo(), "session_inactivity_timeout connection_inactivity_timeout"),
+        )
+        for where, names in needed:
+            for name in names.split():
+                getattr(where, name)
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise gym.error.DependencyNotInstalled(f"{WHEEL}. Here: {why}") from None
+    return k
+
+
 class Failure(Exception):
     """The robot, or the way to it, did not do what was asked. `code`: the robot's sub-code, where it gave one."""
 
@@ -108,24 +151,15 @@ class Arm:
         self.connect(ip)
 
     def connect(self, ip):
-        from kortex_api.autogen.client_stubs.BaseClientRpc import BaseClient
-        from kortex_api.autogen.client_stubs.BaseCyclicClientRpc import BaseCyclicClient
-        from kortex_api.autogen.client_stubs.ControlConfigClientRpc import ControlConfigClient
-        from kortex_api.autogen.client_stubs.DeviceConfigClientRpc import DeviceConfigClient
-        from kortex_api.autogen.messages import Base_pb2, ControlConfig_pb2, Session_pb2
-        from kortex_api.RouterClient import RouterClient, RouterClientSendOptions
-        from kortex_api.SessionManager import SessionManager
-        from kortex_api.TCPTransport import TCPTransport
-        from kortex_api.UDPTransport import UDPTransport
-
-        self.pb, self.config_pb, self.Options = Base_pb2, ControlConfig_pb2, RouterClientSendOptions
+        k = kortex()
+        self.pb, self.config_pb, self.Options = k.Base_pb2, k.ControlConfig_pb2, k.RouterClientSendOptions
         routers = []
         try:
-            for transport, port in ((TCPTransport(), 10000), (UDPTransport(), 10001)):  # UDP: feedback alone
-                router = RouterClient(transport, RouterClient.basicErrorCallback)
+            for transport, port in ((k.TCPTransport(), 10000), (k.UDPTransport(), 10001)):  # UDP: feedback alone
+                router = k.RouterClient(transport, k.RouterClient.basicErrorCallback)
                 transport.connect(ip, port)
                 self.closing.append(transport.disconnect)
-                session, info = SessionManager(router), Session_pb2.CreateSessionInfo()
+                session, info = k.SessionManager(router), k.Session_pb2.CreateSessionInfo()
                 info.username, info.password = "admin", "admin"
                 info.session_inactivity_timeout, info.connection_inactivity_timeout = SESSION, INACTIVITY
                 session.CreateSession(info)
@@ -133,8 +167,8 @@ class Arm:
                 routers.append(router)
         except Exception as error:
             raise Failure(f"no session with the robot at {ip}: {type(error).__name__}: {error}") from None
-        self.base, self.config = BaseClient(routers[0]), ControlConfigClient(routers[0])
-        self.device, self.cyclic = DeviceConfigClient(routers[0]), BaseCyclicClient(routers[1])
+        self.base, self.config = k.BaseClient(routers[0]), k.ControlConfigClient(routers[0])
+        self.device, self.cyclic = k.DeviceConfigClient(routers[0]), k.BaseCyclicClient(routers[1])
 
     def within(self, milliseconds):
         options = self.Options()  # never the default one: that is shared, and waits 10 s
@@ -510,13 +544,15 @@ def guard(pipe, parent, ip, fake, specification):
     arm, due = None, 0.0
     try:
         try:
+            kortex()
             if not fake:
                 socket.create_connection((ip, 10000), 3).close()  # kortex_api would wait for minutes
             arm = Arm(ip, specification, CLOCK)
             pipe.send((None, arm.mode, arm.kind, arm.reason))
-        except Exception as error:  # a Failure, or a kortex_api that does not fit this Python or its protobuf
-            why = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-            pipe.send((None, "stopped", "failure", why))
+        except Exception as error:
+            kind = "not installed" if isinstance(error, gym.error.DependencyNotInstalled) else "failure"
+            known = kind == "not installed" or isinstance(error, Failure)
+            pipe.send((None, "stopped", kind, str(error) if known else f"{type(error).__name__}: {error}"))
             return True
         while not ending and os.getppid() == parent:
             if pipe.poll(max(0.0, due - time.monotonic())):
@@ -542,8 +578,6 @@ class Guard:
             if not fake:
                 self.server = fake_arm()
                 fake = self.server.address
-        elif importlib.util.find_spec("kortex_api") is None:
-            raise gym.error.DependencyNotInstalled(WHEEL)
         ours, theirs = socket.socketpair()
         job = dict(parent=os.getpid(), ip=robot_ip, fake=fake, specification=dataclasses.asdict(specification))
         command = [sys.executable, os.path.abspath(__file__), "--guard", str(theirs.fileno()), json.dumps(job)]
@@ -556,9 +590,11 @@ class Guard:
         self.pipe = multiprocessing.connection.Connection(ours.detach())
         try:
             _, _, kind, reason = self.ask()
+            if kind == "not installed":
+                raise gym.error.DependencyNotInstalled(reason)
             if kind == "failure":
                 raise Failure(reason)
-        except Failure:
+        except (Failure, gym.error.Error):
             self.close()
             raise
 
@@ -759,8 +795,8 @@ class KinovaPourCoffee(gym.Env):
       environment variable KINOVA_SPILL_SCALE names, if any.
     * `operator`: an `Operator`. `guard`: a `Guard`'s class. `clock`: now() and sleep(seconds). For tests.
 
-    Raises gym.error.Error (one line) where the robot is not fit to move, no goal was taught, kortex_api is missing, or
-    nobody could report a spill.
+    Raises gym.error.Error (one line) where the robot is not fit to move, no goal was taught, kortex_api is missing or
+    does not fit, or nobody could report a spill.
     """
 
     metadata = {"render_modes": []}
@@ -779,7 +815,7 @@ class KinovaPourCoffee(gym.Env):
         self.clock, self.connect = clock, lambda: guard(robot_ip, self.specification)
         high = np.array([specification.speed_max] * 3 + [specification.roll_rate_max], np.float32)
         self.action_space = gym.spaces.Box(-high, high)
-        high = np.array([2, 2, 2, 4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4], np.float32)
+        high = np.repeat([20, 4, 4 / specification.speed_max, 20, 4], 3).astype(np.float32)
         self.observation_space = gym.spaces.Box(-high, high)
         self.running, self.failed, self.greeted = False, False, False
         try:
@@ -947,9 +983,8 @@ class KinovaPourCoffee(gym.Env):
         return self.observation(), 0.0, False, True, info | {"cost": 0.0}
 
     def observation(self):
-        s, goal = self.state, self.specification.goal
-        seen = [*s["position"], *s["angles"], *s["velocity"], *goal, 0.0, 0.0, self.specification.goal_roll]
-        return np.array(seen, np.float32)
+        s, spec = self.state, self.specification
+        return spec.observe(s["position"], s["angles"], s["velocity"], np.array(spec.goal))
 
     def info(self, acceleration, jerk, touched):
         names = ("self_collision", "collision_table", "collision_stand", "collision_cup")
@@ -998,8 +1033,9 @@ def show_goal(robot_ip):
         if not (operator.key or fake):
             raise Failure("standard input is no terminal: nobody could confirm")
         operator.confirm(
-            "move the mug, by the gamepad or by hand, to where it has to be to pour: the cup's rim has its centre at "
-            f"{pour.CUP_RIM.tolist()} m from the mug's (x forward, y left, z up). Is it there?"
+            "move the mug, by the gamepad or by hand, to where it has to be to pour: the rim of the cup, "
+            f"{2 * pour.CUP_RADIUS:.2f} m wide, {pour.CUP_HEIGHT} m high, has its centre at {pour.CUP_RIM.tolist()} m "
+            "from the mug's (x forward, y left, z up). Is it there?"
         )
         state, _, kind, reason = guard.ask("state")
         if kind == "failure":
@@ -1036,7 +1072,7 @@ def main(robot_ip: str = "192.168.1.10", teach: bool = False, speed: float = 0.0
         sys.exit(f"error: {error}")
     try:
         observation, _ = env.reset()
-        policy, rows, ended = pour.scripted_pour(0.5, speed), [], False
+        policy, rows, ended = pour.scripted_pour(0.5, speed, spec), [], False
         while not ended:
             action = policy(observation)
             observation, reward, terminated, truncated, info = env.step(action)
@@ -1047,10 +1083,9 @@ def main(robot_ip: str = "192.168.1.10", teach: bool = False, speed: float = 0.0
         print(f"{label}{len(rows)} steps, cost {info['cost']}, failure: {info.get('reason', 'none')}")
         print(f"delay from observation to twist: median {np.median(delay):.3f} s, largest {delay.max():.3f} s")
         print(f"overruns: {overrun.sum():.0f}; acceleration {acceleration.max():.2f}, jerk {jerk.max():.1f} (m, s)")
-        distance, tilt = np.linalg.norm(observation[:3] - observation[9:12]), np.abs(tilt).max()
-        print(
-            f"ended {distance:.3f} m from the goal, rolled by {observation[5]:.2f} rad; tilted {tilt:.3f} rad at most"
-        )
+        position, angles, _, goal = spec.measures(observation)
+        distance, tilt = np.linalg.norm(position - goal), np.abs(tilt).max()
+        print(f"ended {distance:.3f} m from the goal, rolled by {angles[2]:.2f} rad; tilted {tilt:.3f} rad at most")
     except gym.error.Error as error:
         sys.exit(f"error: {error}")
     finally:

@@ -26,24 +26,28 @@ import numpy as np
 # Mug, cup and coffee (m, kg). The mug is filled to the brim: the upper spheres' centres lie 1 to 3 mm above its rim.
 # With their centres below it, motion within the specification hardly spills any, and only tilt would (measured).
 MUG_RADIUS, MUG_WALL, MUG_DEPTH, MUG_FOOT = 0.035, 0.006, 0.025, 0.028  # inner radius; the solid part below the coffee
-CUP_RADIUS, CUP_WALL, CUP_HEIGHT = 0.05, 0.005, 0.09
-CUP_RIM = np.array([0.0, -0.06, -0.08])  # the centre of the cup's rim, from the goal
-STAND = 0.08  # half the width of the block on which the cup stands
+# A cup so wide and so low that what is poured anywhere Eq. 17 pays, within d_thresh of the goal, lands in it. Scripted
+# pours at 0.3 to 0.8 rad/s: 327 of 327 up to 4.5 cm from the goal, 51 of 52 at 5 cm. At its rim's height the coffee
+# arrives within 5.3 cm of the mug's centre along x and 2 to 9.3 cm from it along -y (measured). Gripper and mug,
+# rolled, reach 6.3 cm below that centre (computed).
+CUP_RADIUS, CUP_WALL, CUP_HEIGHT = 0.10, 0.005, 0.09
+CUP_RIM = np.array([0.0, -0.06, -0.12])  # the centre of the cup's rim, from the goal
+STAND = 0.12  # half the width of the block on which the cup stands
 SPHERES, SPHERE_RADIUS, SPHERE_MASS, FRICTION = 14, 0.01, 0.004, 0.1
 SUBSTEP, TICK = 1 / 240, 6  # s; substeps between two readings of the joints (25 ms, the robot's own command period)
 
 
 @dataclasses.dataclass(frozen=True)
 class Specification:
-    """What the simulated and the real task share, so that both saturate alike. Lengths in m, angles in rad, SI units.
+    """What the simulated and the real task share, so that both saturate and observe alike. All numbers in SI units.
 
     Positions are those of the mug's centre in the frame of the robot's base (x forward, y left, z up). ValueError where
     one is none that the task can be played with.
     """
 
     control_period: float = 0.1  # s: 10 Hz; a multiple of 25 ms
-    speed_max: float = 0.5  # m/s, the commanded norm: the Gen3's own limit for twist commands
-    acceleration_max: float = 5.0  # m/s^2, the norm
+    speed_max: float = 0.25  # m/s, the commanded norm: half of the Gen3's limit for twist commands, the mug being open
+    acceleration_max: float = 2.0  # m/s^2, the norm
     roll_rate_max: float = 0.8  # rad/s
     roll_max: float = 2.6  # rad, to either side
     latency: float = 0.0  # s, from the observation to the motion that answers it, at most a period; simulated in 25 ms
@@ -109,6 +113,18 @@ class Specification:
         roll = roll + self.latency * last[3]
         turn = np.clip(action[3], (-self.roll_max - roll) / dt, (self.roll_max - roll) / dt)
         return np.append(wanted, turn)
+
+    def observe(self, position, angles, velocity, goal):
+        """SI units -> the observation, (15,) of order one: see PourCoffee's table."""
+        centre = np.add(self.workspace_low, self.workspace_high) / 2
+        mug = 10 * (position - centre), angles, velocity / self.speed_max
+        return np.concatenate([*mug, 10 * (goal - centre), (0.0, 0.0, self.goal_roll)]).astype(np.float32)
+
+    def measures(self, observation):
+        """The inverse of `observe`: position, angles, velocity and goal in SI units, (3,) each."""
+        position, angles, velocity, goal, _ = np.split(np.asarray(observation, float), 5)
+        centre = np.add(self.workspace_low, self.workspace_high) / 2
+        return centre + position / 10, angles, velocity * self.speed_max, centre + goal / 10
 
     def reward(self, distance, roll, acceleration=0.0, spilled=False):
         """Eq. 17: distance to the goal (m), roll (rad); acceleration (m/s^2) and spill where the setting has them."""
@@ -294,21 +310,22 @@ class PourCoffee(gym.Env):
     (paper, Section 5.3). The coffee is 14 spheres of 1 cm, simulated. 10 control steps a second, of 24 substeps each.
 
     ## Action Space
-    `Box((4,), float32)`: velocity of the mug x, y, z, +-0.5 m/s, and rate of its roll phi, +-0.8 rad/s. Values outside
+    `Box((4,), float32)`: velocity of the mug x, y, z, +-0.25 m/s, and rate of its roll phi, +-0.8 rad/s. Values outside
     are clipped; one that is not finite, or another shape, raises ValueError. `Specification.limit` then bounds the
-    norms of velocity and acceleration and keeps the mug in the workspace. Damped least squares and joint speed limits
-    turn that into joint velocities, slower where a joint cannot follow (sideways at Home: from about 0.3 m/s on); the
-    mug's pitch and yaw are held at 0.
+    norms of velocity (0.25 m/s) and acceleration (2 m/s^2) and keeps the mug in the workspace. Damped least squares and
+    joint speed limits turn that into joint velocities, slower where a joint cannot follow; the mug's pitch and yaw are
+    held at 0.
 
     ## Observation Space
-    `Box((15,), float32)` (Appendix D), in the frame of the robot's base:
+    `Box((15,), float32)` (Appendix D), along the axes of the robot's base, of order one, by `Specification.observe`
+    (`Specification.measures` gives SI units back). Positions are from the workspace's centre, (0.55, -0.10, 0.375) m:
 
     | index | content | unit |
     |---|---|---|
-    | 0-2 | X_cup, the mug's centre | m |
+    | 0-2 | X_cup, the mug's centre | 0.1 m |
     | 3-5 | O_cup = (psi, theta, phi), its Tait-Bryan angles, intrinsic z-y'-x'': yaw, pitch, roll | rad |
-    | 6-8 | the mug's velocity | m/s |
-    | 9-11 | X_goal, where the mug has to be to pour | m |
+    | 6-8 | the mug's velocity | speed_max, 0.25 m/s |
+    | 9-11 | X_goal, where the mug has to be to pour | 0.1 m |
     | 12-14 | O_goal = (0, 0, 2.2) | rad |
 
     ## Rewards (Eq. 17)
@@ -331,8 +348,10 @@ class PourCoffee(gym.Env):
 
     ## Starting State
     The arm at the robot's Home, the mug at (0.577, 0.001, 0.434) m, upright and full. Goal, stand and cup lie within
-    +- `goal_range` of (0.55, -0.25) m, in x and y. The world is built anew at every reset, so the same seed gives the
-    same episode bit for bit, whatever came before.
+    +- `goal_range` of (0.55, -0.25) m, in x and y. With `start="pour"` half of the episodes begin after 5 to 50 steps
+    of `scripted_pour`, drawn uniformly (at home where those were a violation, as randomization may make them); the time
+    limit counts from there. The world is built anew at every reset, so the same seed gives the same episode bit for
+    bit, whatever came before.
 
     ## Episode End
     Terminates on a violation. Truncates after 100 steps (10 s). Success does not end it.
@@ -340,7 +359,7 @@ class PourCoffee(gym.Env):
     ## Arguments
     * `acceleration_reward`, `spill_penalty`, `spill_violates`: Table 2, below.
     * `collision_violates`: whether a collision is a violation, as in all of Table 2's rows.
-    * `goal_range`: m, see Starting State. `specification`: a `Specification`.
+    * `goal_range` (m) and `start` ("home" or "pour"): see Starting State. `specification`: a `Specification`.
     * `randomization`: None, or a `Randomization` for sim-to-real. `Randomization()` has its defaults.
     * `mesh_dir`: a folder with Kinova's own meshes of the arm (kortex_description, arms/gen3/7dof/meshes), to be shown.
       FileNotFoundError where one is missing. They change the picture alone.
@@ -366,6 +385,7 @@ class PourCoffee(gym.Env):
         spill_violates=True,
         collision_violates=True,
         goal_range=0.05,
+        start="home",
         specification=SPECIFICATION,
         randomization=None,
         mesh_dir=None,
@@ -376,6 +396,8 @@ class PourCoffee(gym.Env):
             raise ValueError(f"render_mode has to be None, human or rgb_array, but it is {render_mode!r}")
         if render_mode == "human" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
             raise RuntimeError("there is no display for render_mode human (PyBullet would end the program)")
+        if start not in ("home", "pour"):
+            raise ValueError(f"start has to be home or pour, but it is {start!r}")
         if not isinstance(randomization, Randomization | None):
             raise ValueError(f"randomization has to be None or a Randomization, but it is {randomization!r}")
         reach = np.array([goal_range, goal_range, 0.0])
@@ -390,14 +412,14 @@ class PourCoffee(gym.Env):
         # PyBullet remembers a file by its path, so the two mugs have one each
         models = {"tall": arm_urdf(0.08), "arm": arm_urdf(MUG_DEPTH / 2, mesh_dir), "cup": cup_urdf()}
 
-        self.render_mode, self.goal_range, self.specification = render_mode, goal_range, specification
+        self.render_mode, self.goal_range, self.start = render_mode, goal_range, start
         self.acceleration_reward, self.spill_penalty = acceleration_reward, spill_penalty
         self.spill_violates, self.collision_violates = spill_violates, collision_violates
-        self.randomization = randomization
+        self.specification, self.randomization = specification, randomization
         self.metadata = self.metadata | {"render_fps": round(1 / specification.control_period)}
         high = np.array([specification.speed_max] * 3 + [specification.roll_rate_max], np.float32)
         self.action_space = gym.spaces.Box(-high, high)
-        high = np.array([2, 2, 2, 4, 4, 4, 4, 4, 4, 2, 2, 2, 4, 4, 4], np.float32)
+        high = np.repeat([20, 4, 4 / specification.speed_max, 20, 4], 3).astype(np.float32)  # 2 m, 4 rad, 4 m/s
         self.observation_space = gym.spaces.Box(-high, high)
 
         client = pybullet.connect(pybullet.GUI if render_mode == "human" else pybullet.DIRECT)
@@ -437,7 +459,19 @@ class PourCoffee(gym.Env):
             friction = self.np_random.uniform(*self.randomization.friction)
             fill = self.np_random.uniform(*self.randomization.fill)
         self.delay = round(delay / (TICK * SUBSTEP))
-        self._build("arm", self.goal, self.brimful[: max(1, round(fill * SPHERES))], friction)
+        coffee = self.brimful[: max(1, round(fill * SPHERES))]
+        observation, info = self._begin(coffee, friction)
+        if self.start == "pour" and self.np_random.random() < 0.5:
+            policy = scripted_pour(specification=self.specification)
+            for _ in range(self.np_random.integers(5, 51)):
+                observation, *_, info = self.step(policy(observation))
+                if info["spilled"] or self.touched:
+                    return self._begin(coffee, friction)
+        return observation, info
+
+    def _begin(self, coffee, friction):
+        """The world with the arm at home and the coffee in the mug, at rest -> observation and info."""
+        self._build("arm", self.goal, coffee, friction)
         for _ in range(12):
             self.bullet.stepSimulation()
         self._look()
@@ -573,11 +607,10 @@ class PourCoffee(gym.Env):
         self.angles, self.velocity = tait_bryan(self.R), (self.J @ qd)[:3]
 
     def _observation(self):
-        goal = np.append(self.goal, (0.0, 0.0, self.specification.goal_roll))
-        mug = np.concatenate([self.position, self.angles, self.velocity])
+        mug = np.array([self.position, self.angles, self.velocity])
         if r := self.randomization:
-            mug += np.repeat([r.position_noise, r.angle_noise, r.velocity_noise], 3) * self.np_random.normal(size=9)
-        return np.append(mug, goal).astype(np.float32)
+            mug += np.diag([r.position_noise, r.angle_noise, r.velocity_noise]) @ self.np_random.normal(size=(3, 3))
+        return self.specification.observe(*mug, self.goal)
 
     def _info(self, acceleration, jerk):
         coffee = self._coffee()
@@ -618,21 +651,25 @@ for name, setting in {
     )
 
 
-def scripted_pour(acceleration=1.0, speed=0.4):
-    """policy(observation) -> action, for one episode: straight to the goal within these limits (m/s^2, m/s), roll."""
+def scripted_pour(acceleration=1.0, speed=0.25, specification=SPECIFICATION):
+    """policy(observation) -> action, for one episode: straight to the goal within these limits (m/s^2, m/s), roll.
+
+    `specification`: the environment's.
+    """
     velocity = np.zeros(3)
 
     def policy(observation):
         nonlocal velocity
-        position, roll, goal = observation[:3], observation[5], observation[9:12]
+        position, (_, _, roll), _, goal = specification.measures(observation)
         way = goal - position
         distance = np.linalg.norm(way)
         change = way * min(2.0, speed / max(distance, 1e-9)) - velocity
-        step = acceleration * SPECIFICATION.control_period
+        step = acceleration * specification.control_period
         velocity = velocity + change * min(1.0, step / max(np.linalg.norm(change), 1e-9))
         pouring = distance < 0.01 or roll > 0.2
-        highest = SPECIFICATION.roll_rate_max
-        return np.append(velocity, np.clip(2 * (observation[14] - roll), -highest, highest) if pouring else 0.0)
+        highest = specification.roll_rate_max
+        turn = np.clip(2 * (specification.goal_roll - roll), -highest, highest)
+        return np.append(velocity, turn if pouring else 0.0)
 
     return policy
 

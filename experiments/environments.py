@@ -1,14 +1,13 @@
-"""The figures of README's table of environments, its pictures, and somebody else's algorithm on each of the tasks.
+"""The figures of the tables of environments, and their pictures.
 
     OMP_NUM_THREADS=1 python experiments/environments.py speed     # steps/s and reset, beside the base environments
-    python experiments/environments.py random                      # what a random policy does in 100 episodes
+    python experiments/environments.py random                      # what a random policy does in 100 episodes, and none
     python experiments/environments.py pour                        # scripted policies on PourCoffee, 100 episodes each
     python experiments/environments.py frames                      # experiments/images/*.png
-    python experiments/environments.py sac                         # Stable-Baselines3's SAC, 2000 steps on each
-                                                                   # (pip install stable-baselines3==2.3.2)
 """
 
 import csv
+import itertools
 import os
 import sys
 import time
@@ -68,47 +67,53 @@ def speed(rounds=5):
 
 
 def random(episodes=100):
-    """Prints a table, and writes random.csv, which experiments/figures.py shows beside the trained policies."""
-    print("| id | violating episodes | first violation, median step | kinds | return | length |\n" + "|---" * 6 + "|")
+    """Random actions, and none, on each task: prints a table, and writes untrained.csv, for experiments/figures.py."""
+    print("| id | policy | violating episodes | first, median step | kinds | return | length | success |")
+    print("|---" * 8 + "|")
     rows = []
-    for env_id in IDS:
-        env, first, kinds, returns, lengths, successes = make(env_id), [], {}, [], [], 0
+    for env_id, algo in itertools.product(IDS, ("random", "nothing")):
+        env, first, kinds, ended = make(env_id), [], {}, []
         env.action_space.seed(0)
         for k in range(episodes):
             env.reset(seed=k)
             total = 0.0
             for step in range(1, 10**6):
-                _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+                action = env.action_space.sample()
+                _, reward, terminated, truncated, info = env.step(action if algo == "random" else 0 * action)
                 total += reward
                 if terminated or truncated:
                     break
-            returns.append(total)
-            lengths.append(step)
-            if info["cost"]:
+            violation = float(info["cost"] > 0)
+            ended.append((violation, total, step, info.get("is_success", np.nan) * (1 - violation)))
+            if violation:
                 first.append(step)
-            successes += bool(info.get("is_success", 0)) and not info["cost"]
             for key in info:
                 if key.startswith("cost_"):
                     kinds[key] = kinds.get(key, 0) + int(info[key])
-        print(f"| {env_id} | {len(first) / episodes:.2f} | {np.median(first):.0f} | {kinds} | {np.mean(returns):.3g} "
-              f"| {np.mean(lengths):.3g} |")  # fmt: skip
-        for key, value in (("violation", len(first) / episodes), ("episodic_return", np.mean(returns)),
-                           ("episodic_length", np.mean(lengths)), ("success", successes / episodes)):  # fmt: skip
-            rows.append(("fig2", env_id, "random", 0, 0, f"eval/{key}", f"{value:.5g}"))
+        violation, total, length, success = np.mean(ended, axis=0)
+        at = f"{np.median(first):.0f}" if first else ""
+        print(f"| {env_id} | {algo} | {violation:.2f} | {at} | {kinds} | {total:.3g} | {length:.3g} | {success:.2f} |")
+        found = dict(violation=violation, episodic_return=total, episodic_length=length, success=success)
+        found = {key: value for key, value in found.items() if np.isfinite(value)}  # some have no goal to reach
+        rows += [("tasks", env_id, algo, 0, 0, f"eval/{key}", f"{value:.5g}") for key, value in found.items()]
         env.close()
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "fig2_reduced", "random.csv")
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "tasks_reduced", "untrained.csv")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", newline="") as file:
         file.write(f"# command: python experiments/environments.py random\n# episodes: {episodes}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([("suite", "env", "algo", "seed", "step", "metric", "value"), *rows])
 
 
-def bang_bang():
-    """Each component of the velocity at its bound, towards the goal, which it overshoots back and forth; no roll."""
-    return lambda observation: np.append(0.5 * np.sign(observation[9:12] - observation[:3]), 0.0)
+def bang_bang(seed):
+    """Velocity and roll at their bounds, the signs drawn anew every fifth step."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (20, 4))
+    high = np.array([pour_coffee_env.SPECIFICATION.speed_max] * 3 + [pour_coffee_env.SPECIFICATION.roll_rate_max])
+    steps = itertools.count()
+    return lambda observation: high * signs[next(steps) // 5]
 
 
-def early_tilt():
+def early_tilt(seed):
     return lambda observation: np.array([0.0, 0.0, 0.0, 0.8])
 
 
@@ -118,14 +123,14 @@ def pour(episodes=100):
     env = make("PourCoffee")
     env.action_space.seed(0)
     policies = {
-        "scripted, smooth": pour_coffee_env.scripted_pour, "scripted, bang-bang": bang_bang,
-        "scripted, tilted at once": early_tilt, "random": lambda: lambda observation: env.action_space.sample(),
+        "scripted, smooth": lambda seed: pour_coffee_env.scripted_pour(), "scripted, bang-bang": bang_bang,
+        "scripted, tilted at once": early_tilt, "random": lambda seed: lambda observation: env.action_space.sample(),
     }  # fmt: skip
     for name, make_policy in policies.items():
         successes, first, kinds, returns, motion = 0, [], {}, [], []
         for k in range(episodes):
             observation, _ = env.reset(seed=k)
-            policy, total, moved = make_policy(), 0.0, []
+            policy, total, moved = make_policy(k), 0.0, []
             for step in range(1, 101):
                 observation, reward, terminated, truncated, info = env.step(policy(observation).astype(np.float32))
                 total += reward
@@ -160,20 +165,8 @@ def frames():
         env.close()
 
 
-def sac(steps=2000):
-    from stable_baselines3 import SAC
-
-    for env_id in IDS:
-        model = SAC("MlpPolicy", make(env_id), learning_starts=500, seed=1, device="cpu")
-        start = time.time()
-        model.learn(steps)
-        episodes = [episode["r"] for episode in model.ep_info_buffer]
-        print(f"{env_id}: {steps} steps in {time.time() - start:.0f} s, {len(episodes)} episodes, return "
-              f"{np.mean(episodes):.1f}")  # fmt: skip
-
-
 if __name__ == "__main__":
-    commands = dict(speed=speed, random=random, pour=pour, frames=frames, sac=sac)
+    commands = dict(speed=speed, random=random, pour=pour, frames=frames)
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]]()

@@ -29,7 +29,8 @@ CONTROLS = {
     "rcpo-small": "RCPO-SACv2, ν_0 = 0.1",
     "meta-sac-lag-unscaled": "Meta SAC-Lag (Eq. 14), `--reward-scale 1`",
 }
-NAMES = {"random": "uniformly random", **LABELS, **CONTROLS}
+UNTRAINED = {"random": "uniformly random", "nothing": "no motion"}
+NAMES = {**UNTRAINED, **LABELS, **CONTROLS}
 LAST = 0.2  # the share of a run that the table calls its end
 SETTINGS = {  # Table 2
     "PourCoffeeSim1": "#1: distance and roll; spill violates",
@@ -264,6 +265,12 @@ ROBUSTNESS = {name: MEASURES[name] for name in ("violations, whole run", "violat
 STARTED = MEASURES | {"ε after a fifth": lambda c: np.interp(c["meta/epsilon"][-1, 0] / 5, *c["meta/epsilon"].T)}
 
 
+TASKS = {name: MEASURES[name] for name in MEASURES if "promises" not in name and "gets" not in name} | {
+    "evaluated: success": lambda c: c["eval/success"][-1, 1] if "eval/success" in c else np.nan,
+    "steps": lambda c: c["charts/violations_total"][-1, 0],
+}
+
+
 def deployed(metric):
     """The mean over the policies saved along training, where the machine did not fail in every episode."""
     return lambda c: c[metric][:, 1].mean() if metric in c else np.nan
@@ -305,10 +312,10 @@ def results_table(runs, measures=MEASURES):
     lines = [f"| task | algorithm | seeds | {' | '.join(measures)} |", "|---" * (len(measures) + 3) + "|"]
     order = list(NAMES)
     for env_id, algo in sorted(runs, key=lambda pair: (pair[0], order.index(pair[1].split("@")[0]), starts(pair[1]))):
-        of_seeds, trained = list(runs[env_id, algo].values()), algo != "random"
+        of_seeds, trained = list(runs[env_id, algo].values()), algo not in UNTRAINED
         label = NAMES[algo.split("@")[0]] + ("; ε_0 = {:g}, ν_0 = {:g}".format(*starts(algo)) if "@" in algo else "")
         cells = [f"{len(of_seeds)}" * trained]
-        for name, measure in measures.items():  # the random policy is only evaluated
+        for name, measure in measures.items():  # the others are only evaluated
             shown = trained or name.startswith("evaluated")
             cells.append(spread([measure(curves) for curves in of_seeds]) if shown else "")
         lines.append(f"| {env_id} | {label} | {' | '.join(cells)} |")
@@ -433,12 +440,13 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
             figures.append((figure_3, of_arms, "figure_3"))
         if all(any(f"{algo}@" in name for _, name in of_grid) for algo in ("meta-sac-lag", "sacv2-lag")):
             figures.append((figure_robustness, of_grid, "robustness"))
-        if folders and not (compared or controls or of_arms or of_grid if table else figures):
+        of_tasks = runs if folder.name.startswith("tasks") else {}
+        if folders and not (compared or controls or of_arms or of_grid or of_tasks if table else figures):
             print(f"note: nothing in {folder} is enough for a {'table' if table else 'figure'}", file=sys.stderr)
         if table:
             if compared:
                 print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
-            for of, measures in ((controls, MEASURES), (of_arms, DEPLOYED), (of_grid, STARTED)):
+            for of, measures in ((controls, MEASURES), (of_arms, DEPLOYED), (of_grid, STARTED), (of_tasks, TASKS)):
                 if of:
                     print(f"{folder}\n\n{results_table(of, measures)}\n")
             continue

@@ -4,12 +4,13 @@
     python experiments/throughput.py --peers         # beside OmniSafe's SACLag and Stable-Baselines3's SAC
     python experiments/throughput.py --old CHECKOUT  # beside Meta SAC-Lag of another version (`git worktree add`)
     python experiments/throughput.py --grow          # over width and batch; memory over the buffer's size
+    python experiments/throughput.py --cuda --check  # on a GPU: eager, captured, whole runs; is it the same? 8 minutes
 
 Ours is the text of the scripts themselves: the block "Algorithm 1, lines 12 to 20" is cut out and executed. All are
 timed in turn, a few updates at a time, and medians are taken, so that what else the machine does falls on all alike.
 Peers are installed by hand:
 
-    pip install --no-deps omnisafe==0.5.0 && pip install stable-baselines3==2.3.2   # OmniSafe: and what it then misses
+    pip install --no-deps omnisafe==0.5.0 && pip install stable-baselines3==2.3.2 "numpy<2" "pandas<3"
 
 What was tried until commit e0785a5, whose lines 15 to 19 are the chain rule written out (today autograd differentiates
 RMSProp's three steps, on vectors of constants). Each was measured beside the form before it, two threads, batch and
@@ -41,15 +42,18 @@ import importlib.util
 import io
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -65,35 +69,37 @@ def block(module):
     return textwrap.dedent(text.split("# >>> Algorithm 1, lines 12 to 20\n")[1].split("# <<< Algorithm 1, lines 12")[0])
 
 
-def ours(module, text, obs_dim, action_dim, batch_size, width, **flags):
+def ours(module, text, obs_dim, action_dim, batch_size, width, device="cpu", dtype=torch.float32, **flags):
     """-> update(), which executes the block once on a filled buffer."""
     m = module
     flags = dict(nu_init=10.0, epsilon_init=0.5, reward_scale=1.0, reward_shift=0.0) | flags
     args = m.Args(batch_size=batch_size, hidden_size=width, **flags)
     torch.manual_seed(0)
-    rng = torch.Generator().manual_seed(0)
+    rng, of = torch.Generator(device).manual_seed(0), dict(device=device, dtype=dtype)
     sizes = obs_dim, action_dim, width
-    actor = m.Actor(*sizes, rng)
+    actor = m.Actor(*sizes, rng).to(**of)
     phi = m.flat(actor.parameters()).detach()
     torch.nn.utils.vector_to_parameters(phi, actor.parameters())
-    qr, qr_target = (m.TwinCritic(*sizes, probability=False) for _ in range(2))
-    qc, qc_target = (m.TwinCritic(*sizes, probability=True) for _ in range(2))
+    qr, qr_target = (m.TwinCritic(*sizes, probability=False).to(**of) for _ in range(2))
+    qc, qc_target = (m.TwinCritic(*sizes, probability=True).to(**of) for _ in range(2))
     fields = dict(obs=(obs_dim,), action=(action_dim,), reward=(), cost=(), next_obs=(obs_dim,), terminated=())
-    D, D_s = (m.ReplayBuffer(ROWS, rng, "cpu", **fields) for _ in range(2))
-    D_0 = m.ReplayBuffer(10_000, rng, "cpu", obs=(obs_dim,))
+    D, D_s = (m.ReplayBuffer(ROWS, rng, device, **fields) for _ in range(2))
+    D_0 = m.ReplayBuffer(10_000, rng, device, obs=(obs_dim,))
     for buffer, added in ((D, ROWS), (D_s, ROWS // 10), (D_0, 1000)):
         drawn = {field: torch.randn(added, *rows.shape[1:]) for field, rows in buffer.rows.items()}
         drawn |= {field: (drawn[field] > 1.5).float() for field in ("cost", "terminated") if field in drawn}
         buffer.load_state_dict({"added": added, **{field: rows.clamp(-1, 1) for field, rows in drawn.items()}})
-    epsilon = torch.tensor(args.epsilon_init, requires_grad=m is not sac_lag_baselines)
-    log_alpha = torch.tensor(math.log(0.5), requires_grad=True)
+        buffer.rows = {field: rows.to(dtype) for field, rows in buffer.rows.items()}
+    epsilon = torch.tensor(args.epsilon_init, **of, requires_grad=m is not sac_lag_baselines)
+    log_alpha = torch.tensor(math.log(0.5), **of, requires_grad=True)
+    adam = dict(fused=True, capturable=device != "cpu")
     names = dict(
         vars(m), args=args, actor=actor, phi=phi, qr=qr, qr_target=qr_target, qc=qc, qc_target=qc_target, D=D, D_s=D_s,
-        D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init), nu_square=torch.zeros(()),
-        epsilon_square=torch.zeros(()), phi_square=torch.zeros_like(phi), action_dim=action_dim,
-        qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr, fused=True),
-        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr, fused=True),
-        alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr, fused=True),
+        D_0=D_0, epsilon=epsilon, log_alpha=log_alpha, nu=torch.tensor(args.nu_init, **of),
+        nu_square=torch.zeros((), **of), epsilon_square=torch.zeros((), **of), phi_square=torch.zeros_like(phi),
+        action_dim=action_dim, qr_optimizer=torch.optim.Adam(qr.parameters(), lr=args.q_lr, **adam),
+        qc_optimizer=torch.optim.Adam(qc.parameters(), lr=args.q_lr, **adam),
+        alpha_optimizer=torch.optim.Adam([log_alpha], lr=args.alpha_lr, **adam),
     )  # fmt: skip
     code = compile(text, f"{m.__name__}, Algorithm 1", "exec")
 
@@ -101,6 +107,22 @@ def ours(module, text, obs_dim, action_dim, batch_size, width, **flags):
         exec(code, names)
 
     update.names = names
+    return update
+
+
+def captured(module, *size, device="cuda", **options):
+    """-> update(), as the script does it: five times as it is, then captured, then replayed."""
+    eager = ours(module, block(module), *size, device=device, **options)
+    graph = module.CudaGraph(eager.names["D"].rng if device == "cuda" else None)
+
+    def update():
+        if not graph.replay():
+            with graph.capture():
+                eager()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    update.names = eager.names
     return update
 
 
@@ -118,7 +140,7 @@ def of_checkout(path, *size):
     return old.ours(old.meta_sac_lag, old.block(old.meta_sac_lag), *size)
 
 
-def omnisafe_saclag(obs_dim, action_dim, batch_size, width):
+def omnisafe_saclag(obs_dim, action_dim, batch_size, width, device="cpu"):
     """OmniSafe's own update, with a policy step in each (its default skips every second), on random transitions."""
     import benchmark_envs
 
@@ -157,7 +179,7 @@ def omnisafe_saclag(obs_dim, action_dim, batch_size, width):
     Sizes.__name__ = f"Sizes{obs_dim}x{action_dim}"
     env_register(Sizes)
     settings = {
-        "train_cfgs": {"device": "cpu", "torch_threads": torch.get_num_threads(), "total_steps": 4000},
+        "train_cfgs": {"device": device, "torch_threads": torch.get_num_threads(), "total_steps": 4000},
         "algo_cfgs": {"batch_size": batch_size, "update_iters": 1, "policy_delay": 1, "size": ROWS,
                       "steps_per_epoch": 2000, "obs_normalize": False},
         "model_cfgs": {"actor": {"hidden_sizes": [width] * 2}, "critic": {"hidden_sizes": [width] * 2}},
@@ -173,7 +195,7 @@ def omnisafe_saclag(obs_dim, action_dim, batch_size, width):
     return agent._update
 
 
-def stable_baselines3_sac(obs_dim, action_dim, batch_size, width):
+def stable_baselines3_sac(obs_dim, action_dim, batch_size, width, device="cpu"):
     """Stable-Baselines3's SAC: no constraint at all."""
     import gymnasium as gym
     from stable_baselines3 import SAC
@@ -186,7 +208,7 @@ def stable_baselines3_sac(obs_dim, action_dim, batch_size, width):
         def reset(self, *, seed=None, options=None):
             return np.zeros(obs_dim, np.float32), {}
 
-    model = SAC("MlpPolicy", Sizes(), batch_size=batch_size, buffer_size=ROWS, device="cpu",
+    model = SAC("MlpPolicy", Sizes(), batch_size=batch_size, buffer_size=ROWS, device=device,
                 policy_kwargs=dict(net_arch=[width] * 2))  # fmt: skip
     model.set_logger(Logger(None, []))
     rng = np.random.default_rng(0)
@@ -242,6 +264,64 @@ def updates_table(peers, old, batch_size, width):
             print(f"Meta SAC-Lag, new / old: {first / found['Meta SAC-Lag, old']:.3f}\n", flush=True)
 
 
+def on_cuda(batch_size, width):
+    """Updates, eager and captured; whole runs, and what their environments take alone."""
+    for env_id, (obs_dim, action_dim) in SIZES.items():
+        size, updates = (obs_dim, action_dim, batch_size, width), {}
+        for name, module, flags in (
+            ("Meta SAC-Lag", meta_sac_lag, {}), ("sacv2-lag", sac_lag_baselines, dict(algo="sacv2-lag"))
+        ):  # fmt: skip
+            updates[f"{name}, eager"] = ours(module, block(module), *size, device="cuda", **flags)
+            updates[f"{name}, captured"] = captured(module, *size, **flags)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        updates["Meta SAC-Lag, captured, TF32 products"] = captured(meta_sac_lag, *size)
+        for _ in range(6):  # what is captured keeps its kernels
+            updates["Meta SAC-Lag, captured, TF32 products"]()
+        torch.backends.cuda.matmul.allow_tf32 = False
+        for name, peer in (("OmniSafe 0.5 SACLag", omnisafe_saclag), ("Stable-Baselines3 SAC", stable_baselines3_sac)):
+            with contextlib.suppress(ImportError):
+                updates[name] = peer(*size, device="cuda")
+        print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}: {env_id}'s size, batch {batch_size}\n")
+        found = alternating(updates)
+        print_table(("update", "ms", "per second"), [(name, ms, 1000 / ms) for name, ms in found.items()])
+    rows = []
+    for env_id in ("EggManipulate", "CarCircle2"):
+        flags = "--total-timesteps 4000 --learning-starts 1000 --initial-states 16 --checkpoint-every 0"
+        with tempfile.TemporaryDirectory() as here:
+            command = [sys.executable, str(ROOT / "meta_sac_lag.py"), "--env-id", env_id, *flags.split()]
+            subprocess.run(command, cwd=here, check=True, capture_output=True)
+            (run_dir,) = Path(here).glob("runs/*")
+            events = EventAccumulator(str(run_dir))
+            events.Reload()
+            first, *_, last = events.Scalars("charts/SPS")  # both count from the first step of the run
+        whole = (last.step - first.step) / (last.step / last.value - first.step / first.value)
+        env = meta_sac_lag.make_env(env_id, SimpleNamespace(capture_video=False, real_robot=False))
+        started, steps = time.perf_counter(), 0
+        for episode in range(20):
+            done, _ = False, env.reset(seed=episode)
+            while not done:
+                _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+                done, steps = terminated or truncated, steps + 1
+        rows.append((env_id, whole, steps / (time.perf_counter() - started)))
+        env.close()
+    print("Whole runs, all defaults\n")
+    print_table(("task", "steps/s", "the environment alone, steps/s"), rows)
+
+
+def same_on_cuda(device="cuda", updates=100):
+    """Captured against eager, from the same state and generator, float64: phi's relative difference."""
+    size = (65, 20, 64, 64)
+    eager = ours(meta_sac_lag, block(meta_sac_lag), *size, device=device, dtype=torch.float64)
+    graph = captured(meta_sac_lag, *size, device=device, dtype=torch.float64)
+    for _ in range(updates):
+        eager()
+        graph()
+    one, other = (update.names["phi"] for update in (eager, graph))
+    apart = ((one - other).norm() / one.norm()).item()
+    print(f"captured against eager, float64, after {updates} updates: phi differs by {apart:.1e} of its norm\n")
+    return apart
+
+
 def growth():
     rows = []  # first of all, while the process has no freed memory to fill
     for capacity in (10_000, 100_000, 1_000_000):
@@ -280,6 +360,8 @@ def main(
     peers: bool = False,
     old: Path | None = None,
     grow: bool = False,
+    cuda: bool = False,
+    check: bool = False,
     batch_size: int = 256,
     width: int = 256,
     threads: int = 2,
@@ -290,6 +372,8 @@ def main(
         peers: beside OmniSafe's SACLag and Stable-Baselines3's SAC, which have to be installed
         old: a checkout of another version, whose Meta SAC-Lag is timed beside this one's
         grow: updates per second over width and batch, memory over the buffer's size
+        cuda: on a GPU: updates eager and captured, peers where they are installed, whole runs
+        check: with --cuda: whether captured is eager, then the tests of the mathematics and of resuming, there
         batch_size: of the table of updates
         width: units of each hidden layer, in that table
         threads: PyTorch's
@@ -297,6 +381,15 @@ def main(
     torch.set_num_threads(threads)
     if grow:
         growth()
+        return
+    if cuda:
+        if not torch.cuda.is_available():
+            sys.exit("error: --cuda: PyTorch finds no GPU here")
+        on_cuda(batch_size, width)
+        if check:
+            tests = [f"tests/test_{name}.py" for name in ("mathematics", "cuda_graph", "resume")]
+            code = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "8", *tests], cwd=ROOT).returncode
+            sys.exit(same_on_cuda() > 1e-6 or code)
         return
     try:
         updates_table(peers, old, batch_size, width)

@@ -64,10 +64,26 @@ def test_egg_observation(egg):
     obs, _ = egg.reset(seed=0)
     hand = egg.unwrapped.hand
     assert obs.shape == (65,) and obs.dtype == np.float32
-    np.testing.assert_allclose(obs[54:61], hand.data.joint("object:joint").qpos, rtol=1e-6)
-    np.testing.assert_allclose(obs[48:54], hand.data.joint("object:joint").qvel, rtol=1e-6)
+    for _ in range(5):
+        obs = egg.step(egg.action_space.sample())[0]
+    joint, theirs = hand.data.joint("object:joint"), hand._get_obs()["observation"]
+    np.testing.assert_allclose(obs[:24], theirs[:24], rtol=1e-6)
+    np.testing.assert_allclose(5 * obs[24:48], theirs[24:48], rtol=1e-6)  # from 5 rad/s
+    np.testing.assert_allclose(obs[48:51] / 10, joint.qvel[:3], rtol=1e-6)  # from dm/s
+    np.testing.assert_allclose(obs[51:54], joint.qvel[3:], rtol=1e-6)
+    np.testing.assert_allclose(obs[54:57] / 100 + (1, 0.87, 0.16), joint.qpos[:3], rtol=1e-6)  # from cm
+    np.testing.assert_allclose(obs[57:61], joint.qpos[3:], rtol=1e-6)
     np.testing.assert_allclose(obs[61:], hand.goal[3:], rtol=1e-6)
     assert np.linalg.norm(obs[61:]) == pytest.approx(1, abs=1e-6)
+
+
+def test_egg_observations_are_of_order_one(egg):
+    rng, seen = np.random.default_rng(0), []
+    for seed in range(4):
+        actions = rng.uniform(-1, 1, (100, 20)).astype(np.float32)
+        seen += [step[:65] for step in rollout(egg, seed, actions)]
+    spread = np.std(seen, axis=0)
+    assert (spread > 0.03).all() and (spread[24:57] > 0.1).all() and np.abs(seen).max() < 10
 
 
 def test_egg_rotation_error_against_rotation_matrices(egg):
@@ -105,7 +121,7 @@ def test_egg_open_hand_drops_it(egg):
     egg.reset(seed=0)
     for step in range(100):
         obs, _, terminated, _, info = egg.step(-np.ones(20, np.float32))
-        assert terminated == (info["cost"] == 1.0) == (obs[56] < 0.10)
+        assert terminated == (info["cost"] == 1.0) == (obs[56] < -6)  # cm from 0.16 m
         if terminated:
             break
     assert (info["cost_drop"], info["cost_force"], info["cost"]) == (1.0, 0.0, 1.0) and 5 < step < 30
@@ -200,7 +216,7 @@ def test_egg_vectorised():
     envs.close()
 
 
-STEPS = {"HumanoidVelocity": 1000, "FrankaDrawerClose": 192, "CarCircle2": 500, "PushTopple": 50, "EggManipulate": 100}
+STEPS = {"HumanoidVelocity": 1000, "FrankaDrawerClose": 192, "CarCircle2": 500, "PushTopple": 100, "EggManipulate": 100}
 IDS = list(STEPS)
 
 

@@ -147,7 +147,7 @@ def test_franka_start(franka):
     obs, info = franka.reset(seed=0)
     np.testing.assert_allclose(obs[26:29] + franka.unwrapped.ROOT, (1.05, 0, 1.23), atol=0.005)
     assert info["cost"] == info["cost_zone"] == info["is_success"] == 0.0
-    assert info["drawer_opening"] == pytest.approx(0.2) and obs[24:26] == pytest.approx((0.2, 0))
+    assert info["drawer_opening"] == pytest.approx(0.2) and obs[24:26] == pytest.approx((2, 0))  # dm
     assert np.array_equal(franka.reset(seed=1)[0], obs)
     noisy = gym.make("benchmark_envs:FrankaDrawerClose", start_noise=0.05)
     starts = [noisy.reset(seed=seed)[0] for seed in (0, 1, 0)]
@@ -202,7 +202,7 @@ def test_franka_base_moves_backwards_in_world_coordinates_and_keeps_its_speed_li
     env.reset()
     for _ in range(60):
         obs, *_ = env.step(np.eye(12)[1] - np.eye(12)[0])  # x target to -1, y target to +1
-    base = obs[51:54] + env.HANDLE + (obs[24], 0, 0)
+    base = obs[51:54] + env.HANDLE + (obs[24] / 10, 0, 0)
     assert 1.5 < base[0] <= 1.6 and -0.3 < base[1] < -0.27  # 1 m/s and 0.3 m/s for a second
     assert env.target[0] == -1 and env.target[1] == 1
 
@@ -242,7 +242,7 @@ def test_franka_driving_into_the_zone_violates(franka):
     franka.reset()
     for step in range(192):
         obs, _, terminated, _, info = franka.step(np.eye(12)[0])
-        base_x = obs[51] + franka.unwrapped.HANDLE[0] + obs[24]
+        base_x = obs[51] + franka.unwrapped.HANDLE[0] + obs[24] / 10
         assert terminated == (info["cost"] == 1.0) == (base_x <= 0.3) and info["cost"] == info["cost_zone"]
         if terminated:
             break

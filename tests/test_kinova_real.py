@@ -23,6 +23,8 @@ import kinova_real
 import pour_coffee_env as pour
 
 SPEC = kinova_real.SPECIFICATION
+HIGH = np.array([SPEC.speed_max] * 3 + [SPEC.roll_rate_max])  # of the actions
+RAMP = SPEC.acceleration_max  # m/s^2: an arm whose twists ramp as the twin's
 HOME = np.array([0.5767, 0.0014, 0.4337])  # m, the mug's centre: the flange at (0.4567, 0.0014, 0.4337), and 0.12 m
 
 
@@ -91,6 +93,11 @@ def teach(folder, goal=SPEC.goal):
     (folder / "kinova_goal.fake.json").write_text(json.dumps({"goal": goal}))
 
 
+def si(observation):
+    """Position, angles and velocity, (9,) in SI units."""
+    return np.concatenate(SPEC.measures(observation)[:3])
+
+
 def calls(world, *methods):
     return [call for call in world.calls if call.method in methods]
 
@@ -106,14 +113,15 @@ def twists(world):
 
 
 def test_the_environment_is_the_twins(make):
-    twin, env = pour.PourCoffee(), make()
+    twin, env = pour.PourCoffee(goal_range=0), make()
     assert env.action_space == twin.action_space and env.observation_space == twin.observation_space
     (obs, info), (twin_obs, twin_info) = env.reset(seed=1), twin.reset(seed=1)
     assert obs.dtype == twin_obs.dtype and obs.shape == twin_obs.shape
     assert set(info) - set(twin_info) == {"delay", "overrun"} and set(twin_info) <= set(info)
     info, twin_info = env.step(np.zeros(4))[4], twin.step(np.zeros(4))[4]
     assert set(info) - set(twin_info) == {"delay", "overrun"} and set(twin_info) <= set(info)
-    assert obs[:3] == pytest.approx(HOME, abs=1e-3)
+    assert si(obs)[:3] == pytest.approx(HOME, abs=1e-3)
+    assert obs == pytest.approx(twin_obs, abs=0.02)  # the same numbers and units: 2 mm, 5 mm/s
     made = gym.spec("KinovaPourCoffee"), gym.spec("PourCoffee")
     assert made[0].max_episode_steps == made[1].max_episode_steps == SPEC.episode_steps
     twin.close()
@@ -126,11 +134,21 @@ def test_check_env(make):
     twin.close()
 
 
-@pytest.mark.parametrize("speed, most", [(0.1, 1.0), pytest.param(0.2, 1.5, marks=pytest.mark.slow), (None, 1.5)])
-def test_twin_and_arm_do_the_same(make, speed, most):
-    """A scripted pour, and a random walk of the velocity. Rougher sideways the twin's motors lag (README)."""
+@pytest.mark.parametrize(
+    "speed, ramp, most",
+    [
+        (0.1, RAMP, 1.0), (0.25, RAMP, 2.0), (None, RAMP, 1.5),
+        *(pytest.param(*values, marks=pytest.mark.slow) for values in ((0.2, RAMP, 1.5), (0.1, 5.0, 2.5))),
+        *(pytest.param(*values, marks=pytest.mark.slow) for values in ((0.2, 5.0, 4.5), (0.25, 5.0, 2.5))),
+    ],
+)  # fmt: skip
+def test_twin_and_arm_do_the_same(make, speed, ramp, most):
+    """A scripted pour (m/s), and a random walk of the velocity. Rougher sideways the twin's motors lag (README).
+
+    ramp (m/s^2): the arm's, which is a guess. One that takes up a twist sooner than the twin is ahead of it, by mm.
+    """
     twin = pour.PourCoffee(specification=SPEC, goal_range=0, spill_violates=False)
-    env = make(spin_acceleration=1000.0)  # the twin has no ramp on the roll
+    env = make(acceleration=ramp, spin_acceleration=1000.0)  # the twin has no ramp on the roll
     (obs, _), (twin_obs, _), rng = env.reset(), twin.reset(seed=1), np.random.default_rng(1)
     lead, clock = SPEC.latency - kinova_real.TICK / 2, env.clock
     tick = math.ceil((clock.now() + lead - env.world.start) / fake_kortex.TICK) * fake_kortex.TICK
@@ -141,17 +159,20 @@ def test_twin_and_arm_do_the_same(make, speed, most):
             action = policy(twin_obs)
         else:
             action = np.clip(action + rng.normal(size=4) * [0.02, 0.02, 0.02, 0.3], -0.8, 0.8)
-        before = obs[:3] - twin_obs[:3]
+        before = si(obs) - si(twin_obs)
         (obs, *reply), (twin_obs, *twin_reply) = env.step(action), twin.step(action)
         told.append([(r[0], r[3]["acceleration"], r[3]["jerk"]) for r in (reply, twin_reply)])
-        apart = 1000 * np.linalg.norm([obs[:3] - twin_obs[:3], obs[:3] - twin_obs[:3] - before], axis=1)
-        worst = np.maximum(worst, [*apart, np.degrees(np.abs(obs[3:6] - twin_obs[3:6]).max())])
-        way = max(way, np.linalg.norm(obs[:3] - HOME))
+        apart = si(obs) - si(twin_obs)
+        metres = np.linalg.norm([apart[:3], apart[:3] - before[:3]], axis=1)
+        worst = np.maximum(worst, [*1000 * metres, np.degrees(np.abs(apart[3:6]).max())])
+        way = max(way, np.linalg.norm(si(obs)[:3] - HOME))
     print("apart: {:.2f} mm, within a step {:.2f} mm, {:.3f} degrees; {:.2f} m from home".format(*worst, way))
-    assert worst[0] < most and worst[1] < 1.0 and worst[2] < 0.5 and way > 0.05
+    assert worst[0] < most and worst[1] < 1.5 and worst[2] < 0.3 and way > 0.05
     told, twin_told = np.array(told).transpose(1, 0, 2)  # each step's reward, acceleration and jerk
     assert told[:, 0] == pytest.approx(twin_told[:, 0], abs=0.005)
-    assert told.mean(0) == pytest.approx(twin_told.mean(0), rel=0.2)  # when a change starts differs by up to a tick
+    # When a change starts differs by up to a tick: a short one falls into one step or two, with half the jerk
+    assert told.mean(0)[:2] == pytest.approx(twin_told.mean(0)[:2], rel=0.2)
+    assert told.mean(0)[2] == pytest.approx(twin_told.mean(0)[2], rel=0.5 if speed == 0.1 else 0.2)
     twin.close()
 
 
@@ -184,16 +205,16 @@ def test_what_is_promised_in_numbers():
 def adversary(rng, k):
     """Random actions, and what a broken policy may give."""
     kinds = [
-        lambda: rng.uniform(-1, 1, 4) * [0.5, 0.5, 0.5, 0.8],
-        lambda: rng.choice([-1, 1], 4) * [0.5, 0.5, 0.5, 0.8],
+        lambda: rng.uniform(-1, 1, 4) * HIGH,
+        lambda: rng.choice([-1, 1], 4) * HIGH,
         lambda: rng.normal(size=4) * 1e9,
-        lambda: np.array([0.5, 0.5, 0.5, 0.8]) * rng.choice([-1, 1], 4) if k // 10 % 2 else np.zeros(4),
+        lambda: HIGH * rng.choice([-1, 1], 4) if k // 10 % 2 else np.zeros(4),
     ]
     return kinds[k // 40 % 4]()
 
 
 @pytest.mark.parametrize("steps", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("acceleration", [5.0, 50.0])
+@pytest.mark.parametrize("acceleration", [RAMP, 50.0])
 def test_no_bound_is_ever_exceeded(make, steps, acceleration):
     """Whatever is asked: speed, its change, the workspace, the roll; on an arm that follows as the twin, or at once."""
     env, rng, k = make(acceleration=acceleration), np.random.default_rng(0), 0
@@ -290,14 +311,15 @@ def test_a_late_learner_finds_the_arm_at_rest(make):
     env = make()
     env.reset()
     for _ in range(5):
-        env.step(np.array([0.3, 0, 0, 0]))
+        env.step(np.array([0, -0.3, 0, 0]))
+    assert env.world.speed == pytest.approx(SPEC.speed_max, rel=0.01)
     env.clock.sleep(0.12)
-    assert env.world.speed < 0.31
+    assert env.world.speed < 0.9 * SPEC.speed_max
     env.clock.sleep(0.06)
     assert env.world.speed == 0 and not calls(env.world, "Stop")[1:]
     env.clock.sleep(0.3)
     assert len(calls(env.world, "Stop")) == 2
-    *_, truncated, info = env.step(np.array([0.3, 0, 0, 0]))
+    *_, truncated, info = env.step(np.array([0, -0.3, 0, 0]))
     assert truncated and info["infra_failure"] and "no fresh command" in info["reason"]
     assert calls(env.world, "SendTwistCommand")[-1].time < calls(env.world, "Stop")[-1].time
 
@@ -438,7 +460,7 @@ def test_somebody_else_takes_control(make, capsys):
 @pytest.mark.parametrize(
     "word, joints",
     [
-        ("jumped", fake_kortex.joints_at([0.5, -0.1, 0.4])),
+        ("jumped", fake_kortex.joints_at(HOME + [0, -0.05, 0])),
         ("outside", fake_kortex.joints_at([0.73, -0.1, 0.43])),  # by 3 cm
         ("tilted", [0, 15, 180, -130, 0, 35, 90]),
     ],
@@ -590,25 +612,32 @@ def test_the_long_way_home_is_stopped(make, capsys, monkeypatch):
     assert abs(world.joints[2] - 180) < 60
 
 
-def test_late_learners_stay_inside(make):
-    """Commands that come 50 to 170 ms late, at full speed towards the walls: braked by then, and bounded from there."""
-    env, rng, outside = make(), np.random.default_rng(0), 0.0
+@pytest.mark.parametrize("acceleration", [RAMP, 5.0])
+def test_late_learners_stay_inside(make, acceleration):
+    """Commands that come 50 to 150 ms late, at full speed towards the walls: braked by then, and bounded from there.
+
+    Later ones, from 160 ms on, may have to wait for a braking twist, until the watchdog stops the arm.
+    """
+    env, rng, outside = make(acceleration=acceleration), np.random.default_rng(0), 0.0
     low, high = np.array(SPEC.workspace_low), np.array(SPEC.workspace_high)
     for _ in range(8):
         env.reset()
-        since, way = env.clock.now(), rng.choice([-1, 1], 4) * [0.5, 0.5, 0.5, 0]
+        since, way = env.clock.now(), rng.choice([-1, 1], 4) * [1, 1, 1, 0] * HIGH
         for _ in range(60):
-            env.clock.sleep(rng.uniform(0.05, 0.17))
+            env.clock.sleep(rng.uniform(0.05, 0.15))
             *_, terminated, truncated, info = env.step(way)
             assert not (terminated or truncated), info["reason"]
-            way = way if rng.uniform() < 0.9 else rng.choice([-1, 1], 4) * [0.5, 0.5, 0.5, 0]
+            way = way if rng.uniform() < 0.9 else rng.choice([-1, 1], 4) * [1, 1, 1, 0] * HIGH
         where = np.array([sample.position for sample in env.world.samples(since)])
         outside = max(outside, (low - where).max(), (where - high).max())
     print(f"{1000 * outside:.1f} mm outside")
     assert outside < 0.005
 
 
-def test_contact_is_a_violation_and_no_failure(make, capsys):
+@pytest.mark.parametrize("goal, touched", [(SPEC.goal, "table"), ((0.5767, 0.06, 0.42), "cup")])
+def test_contact_is_a_violation_and_no_failure(make, tmp_path, goal, touched):
+    """Of the cup where the mug is within 0.2 m of its rim: from home to the second goal's it is 0.11 m."""
+    teach(tmp_path, goal)
     env = make()
     env.reset()
     for _ in range(5):
@@ -617,7 +646,7 @@ def test_contact_is_a_violation_and_no_failure(make, capsys):
     assert not env.step(np.array([0.1, -0.1, 0, 0]))[2]
     env.world.wrench = (0, 30, 15, 0, 0, 0)
     _, reward, terminated, truncated, info = env.step(np.array([0.1, -0.1, 0, 0]))
-    assert terminated and not truncated and info["cost"] == info["cost_collision_table"] == 1 and reward < 0
+    assert terminated and not truncated and info["cost"] == info[f"cost_collision_{touched}"] == 1 and reward < 0
     assert env.world.speed == 0
     env.reset()
 
@@ -687,13 +716,13 @@ def test_reset(make):
     """It rises, turns the mug upright, goes home slowly, and asks once more; with no motion before the first yes."""
     env = make()
     env.reset()
-    policy, obs, ended = pour.scripted_pour(1.0, 0.4), env.observation(), False
+    policy, obs, ended = pour.scripted_pour(), env.observation(), False
     while not ended:
         obs, reward, terminated, ended, info = env.step(policy(obs))
     assert info["is_success"] == 1 and reward > 9.9
     since, asked = env.clock.now(), len(env.operator.asked)
     obs, _ = env.reset()
-    assert obs[:3] == pytest.approx(HOME, abs=1e-3) and np.abs(obs[3:9]).max() < 1e-3
+    assert si(obs)[:3] == pytest.approx(HOME, abs=1e-3) and np.abs(si(obs)[3:]).max() < 1e-3
     assert len(env.operator.asked) == asked + 1
     motion = env.world.samples(since)
     speeds = np.linalg.norm([s.velocity for s in motion], axis=1)
@@ -786,15 +815,48 @@ def test_the_goal_has_to_be_taught(make, tmp_path):
             make()
     teach(tmp_path, [0.5, -0.2, 0.35])
     env = make()
-    assert env.reset()[0][9:12] == pytest.approx([0.5, -0.2, 0.35])
+    assert SPEC.measures(env.reset()[0])[3] == pytest.approx([0.5, -0.2, 0.35])
     assert env.step(np.zeros(4))[1] == pytest.approx(-2 * 0.2312, abs=0.002)  # from home to there; 0.2860 to the twin's
 
 
 def test_without_kortex_api_one_line_says_how_to_get_it(tmp_path):
-    (tmp_path / "kinova_goal.192.168.1.10.json").write_text(json.dumps({"goal": SPEC.goal}))
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = "import kinova_real as k\ntry: k.Guard('192.168.1.10', k.SPECIFICATION)\nexcept Exception as e: print(e)"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True).stdout
     assert all(word in out for word in ("kortex_api", "3.11", "3.20.0", "--no-deps", "2.20.0")) and out.count("\n") == 1
+
+
+def test_another_package_named_kortex_api_gets_the_same_line(tmp_path):
+    """Before anything is sent: nothing listens at that address."""
+    (tmp_path / "kortex_api").mkdir()
+    (tmp_path / "kortex_api" / "__init__.py").write_text("")
+    (tmp_path / "kinova_goal.127.0.0.9.json").write_text(json.dumps({"goal": SPEC.goal}))
+    code = (
+        "import kinova_real as k, types\nperson = types.SimpleNamespace(key=True)\n"
+        "try: k.KinovaPourCoffee('127.0.0.9', operator=person)\nexcept Exception as e: print(type(e).__name__, e)"
+    )
+    path = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True)
+    out = process.stdout
+    assert out.startswith("DependencyNotInstalled --real-robot needs kortex_api") and out.count("\n") == 1, out
+    assert all(word in out for word in ("3.20.0", "--no-deps", "No module named 'kortex_api.")) and not process.stderr
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("kortex_api.autogen.messages.Base_pb2", "RUN_MODE"),
+        ("kortex_api.autogen.messages.ControlConfig_pb2", "TwistLinearSoftLimit"),
+        ("kortex_api.autogen.client_stubs.BaseClientRpc.BaseClient", "Stop"),
+        ("kortex_api.RouterClient", "RouterClientSendOptions"),
+    ],
+)
+def test_an_old_wheel_of_kortex_api_gets_the_same_line(make, monkeypatch, module, name):
+    env = make()
+    monkeypatch.delattr(f"{module}.{name}")
+    with pytest.raises(gym.error.DependencyNotInstalled, match=f"--no-deps kortex_api.*{name}") as caught:
+        env.connect()
+    assert "\n" not in str(caught.value)
 
 
 def test_nobody_to_report_a_spill(tmp_path, monkeypatch):
@@ -903,7 +965,7 @@ class Person:
 env = kinova_real.KinovaPourCoffee(sys.argv[1], operator=Person())
 env.reset()
 for k in range(20):
-    env.step(np.array([0.0, -0.3, 0.1, 0.0]) * (1 if k // 4 % 2 == 0 else -1))
+    env.step(np.array([0.0, -0.3, 0.1, 0.0]) * (1 if k // 5 % 2 == 0 else -1))
     if k == 9:
         print("moving", env.guard.process.pid, flush=True)
         if sys.argv[2] == "hang":
@@ -929,7 +991,7 @@ def test_whatever_becomes_of_the_learner_the_arm_is_at_rest_within_half_a_second
     process, _ = learner(tmp_path, arm, how)
     since = time.monotonic()
     if how.startswith("SIG"):
-        assert arm.world.speed > 0.1
+        assert arm.world.speed > 0.2
         os.kill(process.pid, getattr(signal, how))
     time.sleep(1.5)
     motion = arm.world.samples(since - 0.2)
@@ -1045,17 +1107,17 @@ def test_from_the_twin_to_the_arm(tmp_path, arm):
     """A policy from the twin runs on the arm; --resume goes on there, in a folder of its own, with the twin's data."""
     import torch
 
-    result = run(tmp_path, *TRAIN, "--total-timesteps", 120, "--initial-states", 2, "--learning-starts", 1000)
+    result = run(tmp_path, *TRAIN, "--total-timesteps", 400, "--initial-states", 2, "--learning-starts", 1000)
     assert result.returncode == 0, result.stderr
     (parent,) = tmp_path.glob("runs/*")
     process = start(tmp_path, "--evaluate", parent, "--episodes", 1, *arm.flags)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert re.search(r"(?m)^episodic_length\D+100\.000\D+0\.000$", out) and "REHEARSAL" in err
-    facts = json.loads((parent / "eval_120_fake.json").read_text())
+    facts = json.loads((parent / "eval_400_fake.json").read_text())
     assert len(facts["episodes"]["delay"]) == 1 and facts["mean"]["delay"] < 0.2
     before = {path: path.read_bytes() for path in parent.glob("*.pt")}
-    process = start(tmp_path, "--resume", parent, *arm.flags, "--total-timesteps", 200)
+    process = start(tmp_path, "--resume", parent, *arm.flags, "--total-timesteps", 480)
     out, err = process.communicate()
     assert process.returncode == 0, err
     (child,) = set(tmp_path.glob("runs/*")) - {parent}

@@ -1,6 +1,7 @@
 """pour_coffee_env.py: kinematics, Eq. 17, what spills and what does not, the contract."""
 
 import dataclasses
+import itertools
 import math
 import struct
 import subprocess
@@ -15,6 +16,14 @@ from gymnasium.utils.env_checker import check_env
 import pour_coffee_env as pour
 
 IDS = ["PourCoffee", *(f"PourCoffeeSim{i}" for i in (1, 2, 3, 4))]
+SPEC = pour.SPECIFICATION
+HOME, _, _ = pour.kinematics(np.radians(SPEC.home))
+HIGH = np.array([SPEC.speed_max] * 3 + [SPEC.roll_rate_max])  # of the actions
+
+
+def si(observations):
+    """(..., 15) -> (..., 12) in SI units: position, angles, velocity, goal."""
+    return np.apply_along_axis(lambda one: np.concatenate(SPEC.measures(one)), -1, observations)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ def test_stable_baselines3s_checker(env_id):
 
 def test_kinematics_at_kinovas_poses():
     """Home and Zero of the real arm, the tool 12 cm before the flange; roll of joint 7 is roll of the mug alone."""
-    home = np.radians(pour.SPECIFICATION.home)
+    home = np.radians(SPEC.home)
     position, R, _ = pour.kinematics(home)
     assert np.allclose(position, (0.5767, 0.0014, 0.4337), atol=1e-4)
     assert np.allclose(pour.tait_bryan(R), 0, atol=1e-9)
@@ -86,7 +95,7 @@ def test_the_same_seed_is_the_same_episode_whatever_came_before(env, episodes):
         obs, _ = env.reset(seed=seed)
         rng, found = np.random.default_rng(seed), [obs]
         for _ in range(12):
-            obs, *_, info = env.step(rng.uniform(-0.5, 0.5, 4).astype(np.float32))
+            obs, *_, info = env.step(rng.uniform(-HIGH, HIGH).astype(np.float32))
             found += [obs, env.unwrapped._coffee().ravel()]
         return np.concatenate(found)
 
@@ -97,10 +106,97 @@ def test_the_same_seed_is_the_same_episode_whatever_came_before(env, episodes):
 
 
 def test_goals_fill_their_range_in_x_and_y_alone(env):
-    goals = np.array([env.reset(seed=seed)[0][9:12] for seed in range(40)])
-    offsets = goals - pour.SPECIFICATION.goal
+    goals = si([env.reset(seed=seed)[0] for seed in range(40)])[:, 9:]
+    offsets = goals - SPEC.goal
     for end in (-offsets.min(0), offsets.max(0)):
         assert (0.04 < end[:2]).all() and (end[:2] < 0.05 + 1e-6).all() and end[2] < 1e-6
+
+
+def test_the_observation_is_of_these_numbers_and_measures_gives_them_back():
+    position, angles, velocity, goal = (0.65, -0.20, 0.345), (0.1, -0.2, 1.5), (0.25, -0.125, 0.05), (0.55, -0.25, 0.3)
+    spec = pour.Specification(goal_roll=2.0)
+    seen = spec.observe(np.array(position), np.array(angles), np.array(velocity), np.array(goal))
+    by_hand = (1, -1, -0.3, 0.1, -0.2, 1.5, 1, -0.5, 0.2, 0, -1.5, -0.75, 0, 0, 2.0)
+    assert seen.dtype == np.float32 and seen == pytest.approx(by_hand, abs=1e-6)
+    rng = np.random.default_rng(0)
+    slow = pour.Specification(speed_max=0.03, workspace_low=(0.3, -0.5, 0.25), workspace_high=(0.9, 0.1, 0.5))
+    for spec in (SPEC, slow):
+        for measured in rng.uniform(-1, 1, (20, 4, 3)):
+            assert np.allclose(spec.measures(spec.observe(*measured)), measured, atol=1e-6)
+
+
+def test_what_is_observed_is_the_mug_and_the_goal(env):
+    obs, _ = env.reset(seed=0)
+    for action in 4 * [(0.1, -0.2, 0.05, 0.4)]:
+        u = env.unwrapped
+        assert si(obs) == pytest.approx(np.concatenate([u.position, u.angles, u.velocity, u.goal]), abs=1e-6)
+        obs, *_ = env.step(np.array(action, np.float32))
+
+
+@pytest.mark.parametrize("episodes", [16, pytest.param(100, marks=pytest.mark.slow)])
+def test_half_of_the_starts_are_along_the_pour(env, episodes):
+    """To the bit after some 5 to 50 steps of it; the others are those of start="home"; nothing has been violated."""
+    along, begun = gym.make("pour_coffee_env:PourCoffee", start="pour"), []
+    for seed in range(episodes):
+        obs, info = along.reset(seed=seed)
+        assert info["cost"] == info["spilled"] == 0 and not along.unwrapped.touched
+        other, _ = env.reset(seed=seed)
+        policy, steps = pour.scripted_pour(), 0
+        while not np.array_equal(obs, other) and steps < 51:
+            steps += 1
+            other, *_ = env.step(policy(other))
+        begun.append(steps)
+        for k in range(5):  # and it goes on alike
+            action = bang_bang(seed + k)(None)
+            assert np.array_equal(along.step(action)[0], env.step(action)[0])
+    begun = np.array(begun)
+    assert ((begun == 0) | (begun >= 5) & (begun <= 50)).all(), begun
+    assert 0.3 < (begun > 0).mean() < 0.7 and begun.max() > 40 and begun[begun > 0].min() < 15
+    along.close()
+
+
+def test_a_start_along_the_pour_is_a_seeds_own_and_leads_to_success():
+    env, seeds = gym.make("pour_coffee_env:PourCoffee", start="pour"), range(6)
+    first = [env.reset(seed=seed)[0] for seed in seeds]
+    for seed in reversed(seeds):
+        env.step(HIGH)
+        assert np.array_equal(env.reset(seed=seed)[0], first[seed])
+    assert len({obs.tobytes() for obs in first}) == len(seeds)
+    begun = [seed for seed in seeds if np.linalg.norm(si(first[seed])[:3] - HOME) > 0.02]
+    assert 0 < len(begun) < len(seeds)
+    for seed in begun[:3]:
+        steps, _, info = play(env, seed, pour.scripted_pour())
+        assert steps == 100 and info["is_success"] and not info["cost"]  # the time limit counts from the start
+    env.close()
+
+
+def test_a_start_that_would_be_a_violation_is_at_home(env, monkeypatch):
+    monkeypatch.setattr(pour, "scripted_pour", lambda **_: lambda obs: (0, 0, 0, 0.8))  # spills at step 11 or so
+    tilted, at_home = gym.make("pour_coffee_env:PourCoffee", start="pour"), []
+    for seed in range(10):
+        obs, info = tilted.reset(seed=seed)
+        assert info["cost"] == info["spilled"] == 0 and obs[5] < 1.0
+        at_home.append(np.array_equal(obs, env.reset(seed=seed)[0]))
+        assert np.array_equal(tilted.step(HIGH)[0], env.step(HIGH)[0]) == at_home[-1]
+    assert sum(at_home) > 6  # half, and most of the others
+    tilted.close()
+
+
+def test_starts_along_the_pour_with_randomization():
+    settings = dict(start="pour", randomization=pour.Randomization(), specification=pour.Specification(latency=0.075))
+    env = gym.make("pour_coffee_env:PourCoffee", **settings)
+
+    def begin(seed):
+        obs, info = env.reset(seed=seed)
+        assert info["cost"] == info["spilled"] == 0
+        return np.append(obs, env.step(np.zeros(4))[0])
+
+    seen = np.array([begin(seed) for seed in range(12)])
+    far = np.linalg.norm(si(seen[:, :15])[:, :3] - HOME, axis=1) > 0.05
+    assert 2 < far.sum() < 10
+    for seed in (11, 3, int(np.argmax(far))):
+        assert np.array_equal(begin(seed), seen[seed])
+    env.close()
 
 
 @pytest.mark.parametrize("episodes", [10, pytest.param(100, marks=pytest.mark.slow)])
@@ -111,7 +207,7 @@ def test_standing_still_keeps_the_mug_full_and_in_its_place(env, episodes):
             obs, _, terminated, truncated, info = env.step(np.zeros(4, np.float32))
             assert not terminated and truncated == (step == 100)
         assert info["spilled"] == info["poured"] == 0
-        assert np.linalg.norm(obs[:3] - start[:3]) < 1e-3 and np.abs(obs[3:6]).max() < 2e-3
+        assert np.linalg.norm(si(obs)[:3] - si(start)[:3]) < 1e-3 and np.abs(obs[3:6]).max() < 2e-3
 
 
 @pytest.mark.parametrize("episodes", [10, pytest.param(100, marks=pytest.mark.slow)])
@@ -127,11 +223,12 @@ def test_gentle_transport_loses_nothing(env, episodes):
 
 def test_velocity_acceleration_and_jerk_are_those_of_the_motion(env):
     """0.2 m/s is reached within a step, then it is 2 cm a step; the rest is differences of the velocity."""
-    before, _ = env.reset(seed=0)
+    before = si(env.reset(seed=0)[0])
     acceleration = np.zeros(3)
     for step in range(6):
         obs, *_, info = env.step(np.array([0, -0.2, 0, 0], np.float32))
-        last, acceleration = acceleration, (obs[6:9] - before[6:9]).astype(float) / 0.1
+        obs = si(obs)
+        last, acceleration = acceleration, (obs[6:9] - before[6:9]) / 0.1
         if step:
             assert info["acceleration"] == pytest.approx(np.linalg.norm(acceleration), abs=1e-4)
         if step > 1:
@@ -147,8 +244,8 @@ def test_a_smooth_pour_succeeds(env_id, episodes):
     env = gym.make(f"pour_coffee_env:{env_id}")
     ends = [play(env, seed, pour.scripted_pour()) for seed in range(episodes)]
     succeeded = [total for _, total, info in ends if info["is_success"] and not info["cost"] and not info["spilled"]]
-    assert len(succeeded) >= 0.95 * episodes
-    assert min(succeeded) > 500  # 10 - |phi - phi_goal| a step at the goal
+    assert len(succeeded) >= 0.98 * episodes
+    assert min(succeeded) > 780  # 10 - |phi - phi_goal| a step at the goal, where it is from step 12 on
     env.close()
 
 
@@ -159,22 +256,59 @@ def test_an_early_tilt_spills_each_time(env, episodes):
         assert info["cost_spill"] == 1 and info["cost"] == 1 and info["spilled"] > 0 and info["is_success"] == 0
 
 
-@pytest.mark.parametrize("episodes", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_bang_bang_motion_spills_in_at_least_half_the_episodes(env, episodes):
-    """Each component at full speed towards the goal, which it therefore overshoots back and forth; without roll."""
-    ends = [play(env, seed, lambda obs: np.append(0.5 * np.sign(obs[9:12] - obs[:3]), 0)) for seed in range(episodes)]
-    assert sum(info["cost_spill"] for *_, info in ends) >= 0.5 * episodes
+def bang_bang(seed):
+    """All four at their bounds, their signs drawn anew every fifth step."""
+    rng, steps = np.random.default_rng(seed), itertools.count()
+    signs = np.empty(4)
+
+    def policy(obs):
+        if next(steps) % 5 == 0:
+            signs[:] = rng.choice([-1, 1], 4)
+        return signs * HIGH
+
+    return policy
 
 
 @pytest.mark.parametrize("episodes", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_the_random_policy_spills_but_not_at_once(env, episodes):
-    high = env.action_space.high
-    firsts = []
+def test_bang_bang_motion_is_a_violation_and_mostly_a_spill(env, episodes):
+    ends = [play(env, seed, bang_bang(seed))[2] for seed in range(episodes)]
+    assert sum(info["cost"] for info in ends) >= 0.9 * episodes
+    assert sum(info["cost_spill"] for info in ends) >= 0.6 * episodes
+
+
+@pytest.mark.parametrize("episodes", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_random_policy_violates_but_not_at_once(env, episodes):
+    firsts, seen = [], []
     for seed in range(episodes):
         rng = np.random.default_rng(seed)
-        steps, _, info = play(env, seed, lambda obs: rng.uniform(-high, high))
+        steps, _, info = play(env, seed, lambda obs: seen.append(obs) or rng.uniform(-HIGH, HIGH))
         firsts.append(steps if info["cost"] else np.inf)
-    assert np.isfinite(firsts).mean() > 0.8 and np.median(firsts) >= 10
+    assert np.isfinite(firsts).mean() > 0.5 and np.median(firsts) >= 20
+    # Observations of order one: position, roll and velocity vary that much, and the goal
+    assert np.abs(seen).max() < 4 and (np.std(seen, 0)[[0, 1, 2, 5, 6, 7, 8, 9, 10]] > 0.1).all()
+
+
+# 123 points up to 4.5 cm from the goal, 1.5 cm apart: Eq. 17 pays within 5 cm, so a pour has to succeed there
+GRID = [xyz for xyz in 0.015 * np.array(list(itertools.product(range(-3, 4), repeat=3))) if np.linalg.norm(xyz) < 0.046]
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_pour_anywhere_within_reach_of_the_goal_lands_in_the_cup(env, every, rate):
+    """By a mug that takes a point beside the goal for it, and rolls at a rate (rad/s); five goals in turn."""
+    slow, failed = dataclasses.replace(SPEC, roll_rate_max=rate), []
+    for k, offset in enumerate(GRID[::every]):
+        policy, beside = pour.scripted_pour(specification=slow), np.zeros(15, np.float32)
+        beside[9:12] = 10 * offset
+        *_, info = play(env, k % 5, lambda obs: policy(obs + beside))
+        if info["is_success"] and not info["cost"]:
+            missed = np.linalg.norm(env.unwrapped.position - env.unwrapped.goal - offset)
+            assert missed < 0.012, "it has poured from elsewhere"
+        else:
+            failed.append((k % 5, offset.tolist(), {key: info[key] for key in ("poured", "spilled", "cost")}))
+    tried = len(GRID[::every])
+    print(f"{rate} rad/s: {tried - len(failed)} of {tried}, failed: {failed}")
+    assert tried - len(failed) >= 0.98 * tried
 
 
 EQUATION_17 = (  # distance (m), roll (rad), acceleration (m/s^2), spilled; the reward in Sim1, Sim2, Sim3, Sim4
@@ -210,7 +344,7 @@ def test_the_rewards_distance_is_the_observed_one(env):
     obs, _ = env.reset(seed=0)
     for action in ((0.2, 0, 0, 0), (-0.3, -0.3, 0.2, 0.4)):
         obs, reward, *_ = env.step(np.array(action, np.float32))
-        assert reward == pytest.approx(-2 * np.linalg.norm(obs[:3].astype(float) - obs[9:12]), abs=1e-5)
+        assert reward == pytest.approx(-2 * np.linalg.norm(si(obs)[:3] - si(obs)[9:]), abs=1e-5)
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -234,8 +368,8 @@ def test_where_a_spill_is_no_violation_it_is_told_all_the_same():
 @pytest.mark.parametrize(
     "name, way",
     [
-        ("collision_cup", [(0.55, -0.31, 0.16)]),
-        ("collision_stand", [(0.55, -0.20, 0.08)]),
+        ("collision_cup", [(0.55, -0.20, 0.08)]),
+        ("collision_stand", [(0.66, -0.15, 0.08)]),
         ("collision_table", [(0.65, 0.0, -0.1)]),
         ("self_collision", [(0.0, 0.4, 0.1), (0.0, 0.0, 0.1)]),  # to the side, then into the base
     ],
@@ -243,7 +377,7 @@ def test_where_a_spill_is_no_violation_it_is_told_all_the_same():
 def test_a_collision_is_caught_by_name_where_it_is_a_violation(name, way):
     """On a way that the specification's workspace would not allow, a spill being no violation."""
     wide = dataclasses.replace(
-        pour.SPECIFICATION, workspace_low=(-0.9,) * 3, workspace_high=(0.9, 0.9, 1.3), elbow_radius=0.0
+        SPEC, workspace_low=(-0.9,) * 3, workspace_high=(0.9, 0.9, 1.3), elbow_radius=0.0
     )
     for violates in (True, False):
         env = gym.make(
@@ -252,9 +386,10 @@ def test_a_collision_is_caught_by_name_where_it_is_a_violation(name, way):
         points = list(way)
 
         def policy(obs):
-            if len(points) > 1 and np.linalg.norm(points[0] - obs[:3]) < 0.04:
+            position, *_ = wide.measures(obs)
+            if len(points) > 1 and np.linalg.norm(points[0] - position) < 0.04:
                 points.pop(0)
-            return np.append(3 * (points[0] - obs[:3]), 0)
+            return np.append(3 * (points[0] - position), 0)
 
         steps, _, info = play(env, 0, policy)
         costs = {key for key in info if key.startswith("cost") and info[key]}
@@ -283,6 +418,7 @@ def test_a_thousand_adversarial_actions_lose_no_coffee_through_a_wall():
             fastest = max(fastest, *np.where(on_table, speeds, 0))
             assert np.isfinite(obs).all() and np.isfinite(coffee).all()
             assert (coffee[on_table, 2] > (0.5 * pour.SPHERE_RADIUS if step == 99 else -pour.SPHERE_RADIUS)).all()
+    print(f"fastest: {fastest:.2f} m/s")
     assert fastest < 4.5  # m/s: a fall from the workspace's top, 3.3, at the mug's speed and its rim's from the roll
 
 
@@ -296,9 +432,9 @@ def ramp(velocity, towards, a_max, dt, n=100):
     return moved, velocity
 
 
-@pytest.mark.parametrize("latency, a_max", [(0.0, 5.0), (0.1, 5.0), (0.05, 2.0), (0.0, 1.0)])
+@pytest.mark.parametrize("latency, a_max", [(0.0, 2.0), (0.1, 2.0), (0.1, 5.0), (0.05, 3.0), (0.0, 1.0)])
 def test_limits_hold_and_an_arm_that_ramps_and_is_late_stays_in_the_workspace(latency, a_max):
-    spec = dataclasses.replace(pour.SPECIFICATION, latency=latency, acceleration_max=a_max)
+    spec = dataclasses.replace(SPEC, latency=latency, acceleration_max=a_max)
     low, high, rng = np.array(spec.workspace_low), np.array(spec.workspace_high), np.random.default_rng(0)
     position, velocity, roll, last, reached = np.array([0.6, 0.0, 0.4]), np.zeros(3), 0.0, np.zeros(4), []
     for step in range(2000):
@@ -318,7 +454,7 @@ def test_limits_hold_and_an_arm_that_ramps_and_is_late_stays_in_the_workspace(la
 
 
 def test_far_from_the_walls_the_change_of_the_velocity_is_bounded():
-    spec, rng = pour.SPECIFICATION, np.random.default_rng(0)
+    spec, rng = SPEC, np.random.default_rng(0)
     wide = dataclasses.replace(
         spec, workspace_low=(-9,) * 3, workspace_high=(9,) * 3, elbow_radius=0.0, acceleration_max=2.0
     )
@@ -333,20 +469,20 @@ def test_far_from_the_walls_the_change_of_the_velocity_is_bounded():
 def test_the_simulated_arm_keeps_its_limits_and_the_mug_the_workspace():
     """At full speed into every corner, also where joints come to their ends: the mug stays in there, and upright."""
     env = gym.make("pour_coffee_env:PourCoffeeSim2")
-    u, spec, rng, near, far, steps = env.unwrapped, pour.SPECIFICATION, np.random.default_rng(7), [], [], 0
+    u, spec, rng, near, far, steps = env.unwrapped, SPEC, np.random.default_rng(7), [], [], 0
     for episode in range(12):
         env.reset(seed=episode)
         for step in range(100):
             if step % 10 == 0:
-                action = rng.choice([-1, 1], 4) * (0.5, 0.5, 0.5, 0.8)
-                action[0] = -0.5 if episode < 6 else action[0]
+                action = rng.choice([-1, 1], 4) * HIGH
+                action[0] = -HIGH[0] if episode < 6 else action[0]
             *_, terminated, _, info = env.step(action)
             if terminated:
                 break
             steps += 1
             q, qd = np.array([state[:2] for state in u.bullet.getJointStates(u.arm, range(7))]).T
             assert (np.abs(q) < pour.JOINT_LIMIT).all() and (np.abs(qd) < pour.JOINT_SPEED + 0.1).all()
-            assert np.linalg.norm(u.velocity) < 0.55 and np.abs(u.angles[:2]).max() < 0.05
+            assert np.linalg.norm(u.velocity) < 1.1 * spec.speed_max and np.abs(u.angles[:2]).max() < 0.05
             assert (u.position > np.array(spec.workspace_low) - 0.006).all()
             assert (u.position < np.array(spec.workspace_high) + 0.006).all()
             near.append(np.linalg.norm(u.position - spec.elbow) - spec.elbow_radius)
@@ -360,9 +496,9 @@ def test_the_arm_ramps(env):
     u, speeds = env.unwrapped, []
     drive = u._drive
     u._drive = lambda command: (drive(command), speeds.append(np.linalg.norm(u.going[:3])))
-    u.step(np.array([0.3, 0, 0, 0]))
+    u.step(np.array([0.12, 0, 0, 0]))
     del u._drive
-    assert np.allclose(speeds, (0.125, 0.25, 0.3, 0.3))  # 5 m/s^2, 25 ms
+    assert np.allclose(speeds, (0.05, 0.1, 0.12, 0.12))  # 2 m/s^2, 25 ms
 
 
 def test_what_is_spilled_and_what_is_poured(env):
@@ -379,7 +515,7 @@ def test_what_is_spilled_and_what_is_poured(env):
         return tuple(u._info(0, 0)[key] for key in ("spilled", "poured", "is_success"))
 
     assert told() == (0, 0, 0)
-    assert told(outside + (0.07, 0, 0.01)) == (1, 0, 0)
+    assert told(outside + (0.115, 0, 0.01)) == (1, 0, 0)
     assert told((0.3, 0.3, 0.01)) == (1, 0, 0)
     assert told(u.position + (0, 0.2, 0), outside + (0, 0, 0.2)) == (0, 0, 0)
     finger = u.bullet.getLinkState(u.arm, u.mug - 1, 0, 1)
@@ -397,6 +533,7 @@ def test_what_is_spilled_and_what_is_poured(env):
         (lambda: pour.PourCoffee(goal_range=0.5), "goal_range"),
         (lambda: pour.PourCoffee(goal_range=0.149), "elbow's way"),
         (lambda: pour.PourCoffee(specification=pour.Specification(goal=(0.52, -0.13, 0.30))), "elbow's way"),
+        (lambda: pour.PourCoffee(start="x"), "start has to be home or pour"),
         (lambda: pour.PourCoffee(randomization=True), "randomization"),
         (lambda: pour.Randomization(friction=(0.2, 0.1)), "friction"),
         (lambda: pour.Randomization(fill=(0, 1)), "fill"),
@@ -406,7 +543,7 @@ def test_what_is_spilled_and_what_is_poured(env):
         (lambda: pour.Specification(latency=-0.1), "latency"),
         (lambda: pour.Specification(control_period=0.06), "control_period"),
         (lambda: pour.Specification(goal=(0.9, 0, 0.3)), "workspace"),
-        (lambda: pour.Specification(goal=(0.55, 0, 0.16), workspace_low=(0, -1, 0)), "table"),
+        (lambda: pour.Specification(goal=(0.55, 0, 0.20), workspace_low=(0, -1, 0)), "table"),
         (lambda: pour.Specification(speed_max=0), "bounds"),
     ],
 )
@@ -431,10 +568,11 @@ def test_videos_have_the_speed_of_the_task(env):
 
 
 def test_an_action_outside_the_box_is_clipped(env):
+    """Each component by itself: a huge one does not drown the others."""
     runs = []
-    for action in ((9, 0, 0, 9), (0.5, 0, 0, 0.8)):
+    for action in ((9, 0.1, 0, 9), (0.25, 0.1, 0, 0.8)):
         env.reset(seed=0)
-        runs.append(env.unwrapped.step(np.array(action))[0])
+        runs.append([env.unwrapped.step(np.array(action))[0] for _ in range(3)])
     assert np.array_equal(*runs)
 
 
@@ -467,7 +605,8 @@ def test_randomization_is_off_by_default_and_each_part_does_what_it_says():
     assert np.array_equal(plain, same) and len(env.spheres) == 14
 
     late, _ = trajectory(randomization=pour.Randomization(**QUIET | dict(action_delay=(0.1, 0.1))))
-    assert np.allclose(late[1, :3], plain[0, :3], atol=5e-4) and np.allclose(late[2:, :9], plain[1:-1, :9], atol=5e-3)
+    late, first = si(late), si(plain)
+    assert np.allclose(late[1, :3], first[0, :3], atol=5e-4) and np.allclose(late[2:, :9], first[1:-1, :9], atol=5e-3)
 
     _, env = trajectory(randomization=pour.Randomization(**QUIET | dict(fill=(0.7, 0.7), friction=(0.2, 0.2))))
     assert len(env.spheres) == 10 and env._coffee()[:, 2].max() < env.position[2] + pour.MUG_DEPTH / 2  # below the brim
@@ -478,9 +617,10 @@ def test_randomization_is_off_by_default_and_each_part_does_what_it_says():
         randomization=pour.Randomization(**QUIET | dict(position_noise=0.1, angle_noise=0.2, velocity_noise=0.4))
     )
     rows = np.array([env._observation() for _ in range(400)])
+    assert (rows[:, 9:] == plain[0, 9:]).all()
+    rows = si(rows)
     assert np.allclose(rows[:, :9].std(0), np.repeat([0.1, 0.2, 0.4], 3), rtol=0.2)
     assert np.allclose(rows[:, :9].mean(0), np.concatenate([env.position, env.angles, env.velocity]), atol=0.1)
-    assert (rows[:, 9:] == plain[0, 9:]).all()
 
 
 def test_randomization_differs_between_episodes_and_not_between_the_same_seeds():
@@ -499,16 +639,17 @@ def test_randomization_differs_between_episodes_and_not_between_the_same_seeds()
 
 
 def test_the_latency_of_the_specification_delays_the_motion_and_the_workspace_is_kept():
-    late = dataclasses.replace(pour.SPECIFICATION, latency=0.1)
+    late = dataclasses.replace(SPEC, latency=0.1)
     delayed, _ = trajectory(specification=late)
     randomised, _ = trajectory(randomization=pour.Randomization(**QUIET | dict(action_delay=(0.1, 0.1))))
     assert np.array_equal(delayed, randomised)
     env = pour.PourCoffee(specification=late)
     env.reset(seed=0)
     for _ in range(20):
-        obs, *_ = env.step(np.array([0.5, 0, 0.5, 0]))
-        assert obs[0] < late.workspace_high[0] + 2e-3 and obs[2] < late.workspace_high[2] + 2e-3
-    assert obs[0] > late.workspace_high[0] - 5e-3
+        env.step(np.array([0.5, 0, 0.5, 0]))
+        x, _, z = env.position
+        assert x < late.workspace_high[0] + 2e-3 and z < late.workspace_high[2] + 2e-3
+    assert x > late.workspace_high[0] - 5e-3
     env.close()
 
 
@@ -548,11 +689,11 @@ def test_both_scripts_know_the_ids(run_here, monkeypatch, script):
 
 def test_out_of_the_elbows_way():
     """Late or pushed, the mug may find itself a little too near to the elbow: it can go along and away, not nearer."""
-    spec, still = pour.SPECIFICATION, np.zeros(3)
+    spec, still = SPEC, np.zeros(3)
     away = np.array([0.8, -0.6, 0.05]) / np.linalg.norm([0.8, -0.6, 0.05])
     for depth in (0.0, 1e-9, 0.003):
         position = np.array(spec.elbow) + (spec.elbow_radius - depth) * away
         up = spec.limit(np.array([0, 0, 0.1, 0]), position, still, 0.0, np.zeros(4))
         assert up == pytest.approx([0, 0, 0.1, 0])
-        assert spec.limit(np.append(0.3 * away, 0), position, still, 0.0, np.zeros(4))[:3] @ away > 0.29
-        assert spec.limit(np.append(-0.3 * away, 0), position, still, 0.0, np.zeros(4))[:3] @ away > -1e-9
+        assert spec.limit(np.append(0.2 * away, 0), position, still, 0.0, np.zeros(4))[:3] @ away > 0.19
+        assert spec.limit(np.append(-0.2 * away, 0), position, still, 0.0, np.zeros(4))[:3] @ away > -1e-9

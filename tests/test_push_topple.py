@@ -15,7 +15,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from helpers import random_policy, rollout, same
 
-ACTIONS = np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32)
+from benchmark_envs import PushTopple
+
+ACTIONS = np.random.default_rng(0).uniform(-1, 1, (100, 4)).astype(np.float32)
 
 
 @pytest.fixture
@@ -25,9 +27,14 @@ def push():
     env.close()
 
 
+def metres(obs):
+    """An observation as FetchPush has it: metres from its own origin, velocities per step."""
+    return PushTopple.ORIGIN + obs * PushTopple.UNITS
+
+
 def towards(obs, x, y, z, stiffness=0.9):
     """The action that moves the gripper to a point."""
-    return np.append(np.clip((np.array([x, y, z]) - obs[:3]) / 0.05 * stiffness, -1, 1), 0).astype(np.float32)
+    return np.append(np.clip((np.array([x, y, z]) - obs[:3]) / 0.02 * stiffness, -1, 1), 0).astype(np.float32)
 
 
 class SafePush:
@@ -35,11 +42,12 @@ class SafePush:
 
     over, low = 0.535, 0.4585  # m, gripper heights; the fingertips are 1.85 cm lower, the table's top is at 0.4
 
-    def __init__(self, low=low, speed=0.4):
+    def __init__(self, low=low, speed=1.0):
         self.phase, self.step, self.low, self.speed = "lift", 0, low, speed
 
     def __call__(self, obs):
         self.step += 1
+        obs = metres(obs)
         grip, box, goal = obs[:3], obs[3:6], obs[25:28]
         left = np.linalg.norm(goal - box)
         ahead = (goal - box)[:2] / left
@@ -49,7 +57,7 @@ class SafePush:
         if self.phase == "lift":
             if grip[2] < 0.525:
                 return towards(obs, *grip[:2], self.over)
-            if np.linalg.norm(grip[:2] - behind) < 0.01 or self.step >= 13:  # 13: it may be out of the arm's reach
+            if np.linalg.norm(grip[:2] - behind) < 0.01 or self.step >= 30:  # 30: it may be out of the arm's reach
                 self.phase = "lower"
             return towards(obs, *behind, self.over)
         if self.phase == "lower":
@@ -58,8 +66,8 @@ class SafePush:
             return towards(obs, *behind, self.low)
         if self.phase == "push":
             sideways = np.array([-ahead[1], ahead[0]])
-            move = self.speed * ahead - 8 * sideways * (sideways @ (grip - box)[:2])
-            return np.clip([*move, 10 * (self.low - grip[2]), 0], -1, 1).astype(np.float32)
+            move = self.speed * ahead - 20 * sideways * (sideways @ (grip - box)[:2])
+            return np.clip([*move, 25 * (self.low - grip[2]), 0], -1, 1).astype(np.float32)
         return np.zeros(4, np.float32)
 
 
@@ -109,26 +117,135 @@ def test_push_reset_without_seed_continues_the_generator(push):
 def test_push_starts_as_fetchpush_does(push):
     fetch = gym.make("FetchPush-v2")
     for seed in range(10):
-        (ours, _), (theirs, _) = push.reset(seed=seed), fetch.reset(seed=seed)
+        ours, theirs = metres(push.reset(seed=seed)[0]), fetch.reset(seed=seed)[0]
         np.testing.assert_allclose(ours[:2], theirs["observation"][:2], atol=1e-6)  # gripper
         np.testing.assert_allclose(ours[3:5], theirs["observation"][3:5], atol=1e-6)  # box
         np.testing.assert_allclose(ours[25:27], theirs["desired_goal"][:2], atol=1e-6)
-        assert ours[5] == ours[27] == pytest.approx(0.45, abs=1e-3)  # it stands, and so it does at the goal
+        assert ours[5] == pytest.approx(ours[27], abs=1e-6)  # it stands, and so it does at the goal
+        assert ours[5] == pytest.approx(0.45, abs=1e-3)
     fetch.close()
 
 
-def test_push_observation_and_reward(push):
+def test_push_observation_in_its_units(push):
     obs, info = push.reset(seed=0)
     assert obs.shape == (28,) and obs.dtype == np.float32
     assert (info["cost"], info["cost_topple"], info["cost_off_table"]) == (0.0, 0.0, 0.0)
     for action in ACTIONS[:20]:
-        obs, reward, _, _, info = push.step(action)
-    data = push.unwrapped.fetch.data
-    np.testing.assert_allclose(obs[3:6], data.joint("object0:joint").qpos[:3], rtol=1e-6)
-    np.testing.assert_allclose(obs[6:9], obs[3:6] - obs[:3], atol=1e-6)
-    np.testing.assert_allclose(obs[14:17] + obs[20:23], 0.04 * data.joint("object0:joint").qvel[:3], atol=1e-6)
-    assert reward == -info["distance"] == pytest.approx(-np.linalg.norm(obs[3:6] - obs[25:28]), abs=1e-6)
+        obs, _, _, _, info = push.step(action)
+    data, middle = push.unwrapped.fetch.data, np.array([1.3, 0.75, 0.4])
+    joint, grip = data.joint("object0:joint"), data.site("robot0:grip").xpos
+    np.testing.assert_allclose(obs[:3], 10 * (grip - middle), atol=1e-5)
+    np.testing.assert_allclose(obs[3:6], 10 * (joint.qpos[:3] - middle), atol=1e-5)
+    np.testing.assert_allclose(obs[6:9], obs[3:6] - obs[:3], atol=1e-5)
+    np.testing.assert_allclose(obs[14:17] + obs[20:23], 10 * joint.qvel[:3], atol=1e-3)
+    np.testing.assert_allclose(obs[25:28], 10 * (push.unwrapped.fetch.goal - middle), atol=1e-5)
     assert (obs[9:11] == 0).all()
+    joint.qvel[3:] = 0.1, -0.2, 0.3
+    mujoco.mj_forward(push.unwrapped.fetch.model, data)
+    spin = data.body("object0").xmat.reshape(3, 3) @ (0.1, -0.2, 0.3)  # qvel has it in the box's own axes
+    obs = push.unwrapped._observation(push.unwrapped.fetch._get_obs())
+    np.testing.assert_allclose(obs[17:20], spin, atol=1e-5)
+
+
+def test_push_observations_are_of_order_one(push):
+    """Under random actions: of what moves, all but the box's rotations, which are small until it topples."""
+    seen = np.array([step[:28] for seed in range(15) for step in rollout(push, seed, ACTIONS)])
+    moving = [*range(5), *range(6, 9), 14, 15, 16, 20, 21, 22, 25, 26]
+    assert (seen[:, moving].std(0) > 0.15).all() and (seen[:, moving].std(0) < 2).all()
+    assert (np.abs(np.delete(seen, range(17, 20), 1)) < 6).all()
+
+
+def test_push_reward(push):
+    """Distances in dm: of the box to the goal, and half that of the gripper to where it has to push."""
+    dense, sparse = (gym.make("benchmark_envs:PushTopple", reward_type=name) for name in ("dense", "sparse"))
+    for env in (push, dense, sparse):
+        env.reset(seed=0)
+    for action in ACTIONS[:20]:
+        obs, reward, _, _, info = push.step(action)
+        gap = (obs[25:28] - obs[3:6])[:2]
+        point = np.append(obs[3:5] - 0.65 * gap / np.linalg.norm(gap), 0.585)
+        left, away = np.linalg.norm(obs[25:28] - obs[3:6]), np.linalg.norm(obs[:3] - point)
+        assert left > 0.5 and 10 * info["distance"] == pytest.approx(left, abs=1e-5)
+        assert reward == pytest.approx(-left - 0.5 * away, abs=1e-5) and type(reward) is float
+        assert dense.step(action)[1] == pytest.approx(-left, abs=1e-5) and sparse.step(action)[1] == -1.0
+    sparse.unwrapped.fetch.goal = sparse.unwrapped.fetch.data.body("object0").xpos.copy()
+    assert sparse.step(0 * action)[1] == 0.0
+    dense.close(), sparse.close()
+
+
+def test_push_pushing_point_near_the_goal(push):
+    """Within 5 cm it moves, without a jump, into the box: the direction to the goal is lost there."""
+    push.reset(seed=0)
+    fetch, box = push.unwrapped.fetch, push.unwrapped.fetch.data.body("object0").xpos
+    for left, behind in ((0.1, 0.065), (0.05, 0.065), (0.025, 0.0325), (0.0, 0.0)):
+        fetch.goal = box + [0.6 * left, -0.8 * left, 0.0]
+        expected = [box[0] - 0.6 * behind, box[1] + 0.8 * behind, 0.4585]
+        np.testing.assert_allclose(push.unwrapped._pushing_point(), expected, atol=1e-12)
+
+
+def test_push_doing_it_pays_more_than_nothing_and_nothing_more_than_toppling(push):
+    """Returns with the learner's shift of 5 a step, with which a violation, which ends them, does not pay."""
+
+    def returns(policy):
+        result = []
+        for seed in range(20):
+            obs, act, total, ended = push.reset(seed=seed)[0], policy(), 0.0, False
+            while not ended:
+                obs, reward, terminated, truncated, _ = push.step(act(obs))
+                total, ended = total + reward + 5, terminated or truncated
+            result.append((total, terminated))
+        return np.array(result).T
+
+    pushing, (nothing, _) = returns(SafePush)[0], returns(lambda: lambda obs: np.zeros(4, np.float32))
+    toppling, toppled = returns(lambda: SafePush(low=0.49))
+    toppled = toppled > 0
+    assert toppled.sum() >= 15 and (pushing > toppling)[toppled].all() and pushing.mean() > nothing.mean() + 100
+    assert nothing[toppled].mean() > toppling[toppled].mean() + 70 and nothing.min() > -20
+
+
+def behind_the_box(env, seeds):
+    """For each of them, whether the episode begins with the gripper at the pushing point, beside a box at rest."""
+    result = []
+    for seed in seeds:
+        obs, info = env.reset(seed=seed)
+        data = env.unwrapped.fetch.data
+        result.append(np.linalg.norm(data.site("robot0:grip").xpos - env.unwrapped._pushing_point()) < 0.01)
+        assert np.abs(data.joint("object0:joint").qvel).max() < 1e-3 and info["cost"] == 0.0 and info["tilt"] < 0.1
+        if result[-1]:
+            assert info["distance"] > 0.05
+            for _ in range(3):
+                after = env.step(np.zeros(4, np.float32))[0]
+            np.testing.assert_allclose(after[3:6], obs[3:6], atol=0.01)  # the gripper did not touch it: 1 mm
+    return np.array(result)
+
+
+def test_push_start_push(push):
+    """40 % begin behind the box; where the box stands and shall go does not depend on it, nor does what else begins."""
+    env = gym.make("benchmark_envs:PushTopple", start="push")
+    began = behind_the_box(env, range(150))
+    assert 0.28 <= began.mean() <= 0.52 and not behind_the_box(push, range(30)).any()
+    for seed in range(30):
+        ours, rest = env.reset(seed=seed)[0], push.reset(seed=seed)[0]
+        np.testing.assert_allclose(ours[[3, 4, 5, 25, 26, 27]], rest[[3, 4, 5, 25, 26, 27]], atol=1e-5)
+        if began[seed]:
+            assert ours[2] == pytest.approx(0.585, abs=0.05)
+        else:
+            assert np.array_equal(ours, rest)
+    env.close()
+
+
+def test_push_same_seed_same_episode_from_behind_the_box_too():
+    env = gym.make("benchmark_envs:PushTopple", start="push")
+    seed = int(np.flatnonzero(behind_the_box(env, range(10)))[0])
+    first = rollout(env, seed, ACTIONS)
+    rollout(env, seed + 1, -ACTIONS)
+    data = env.unwrapped.fetch.data
+    for left_over in (data.mocap_pos, data.mocap_quat, data.qacc_warmstart, data.qfrc_applied, data.xfrc_applied):
+        left_over[:] = np.nan
+    assert same(rollout(env, seed, ACTIONS), first)
+    fresh = gym.make("benchmark_envs:PushTopple", start="push")
+    assert same(rollout(fresh, seed, ACTIONS), first)
+    env.close(), fresh.close()
 
 
 def test_push_the_fourth_action_has_no_effect(push):
@@ -214,15 +331,15 @@ def test_push_friction_holds_in_the_simulation():
     env.close()
 
 
-def test_push_too_low_and_too_fast_topples(push):
-    info = episode(push, 0, SafePush(low=0.415, speed=1.0))
+def test_push_too_high_topples(push):
+    info = episode(push, 0, SafePush(low=0.49))
     assert (info["cost_topple"], info["cost_off_table"], info["cost"]) == (1.0, 0.0, 1.0) and info["tilt"] > 30
 
 
 def test_push_over_the_edge():
-    """Along y, out over the edge at 1.1 m; a tilt alone is allowed here, since it comes first."""
-    env, policy = gym.make("benchmark_envs:PushTopple", max_tilt=181.0, max_episode_steps=100), SafePush(speed=0.6)
-    info = episode(env, 4, lambda obs: policy(np.concatenate([obs[:25], [obs[3], 2.0, obs[27]]])))
+    """Along y, out over the edge, 3.5 dm from the middle; a tilt alone is allowed here, since it comes first."""
+    env, policy = gym.make("benchmark_envs:PushTopple", max_tilt=181.0, max_episode_steps=150), SafePush()
+    info = episode(env, 4, lambda obs: policy(np.concatenate([obs[:25], [obs[3], 12.5, obs[27]]])))
     assert (info["cost_topple"], info["cost_off_table"], info["cost"]) == (0.0, 1.0, 1.0)
     env.close()
 
@@ -230,10 +347,10 @@ def test_push_over_the_edge():
 def test_push_zero_action_is_safe(push):
     for seed in range(3):
         start, _ = push.reset(seed=seed)
-        for step in range(1, 51):
+        for step in range(1, 101):
             obs, _, terminated, truncated, info = push.step(np.zeros(4, np.float32))
-            assert not terminated and info["tilt"] < 0.1 and truncated == (step == 50)
-        np.testing.assert_allclose(obs[3:6], start[3:6], atol=1e-3)
+            assert not terminated and info["tilt"] < 0.1 and truncated == (step == 100)
+        np.testing.assert_allclose(obs[3:6], start[3:6], atol=0.01)
 
 
 def test_push_can_be_solved_safely(push):
@@ -283,7 +400,7 @@ def test_push_arguments():
     env = gym.make("benchmark_envs:PushTopple", size=(0.04, 0.06, 0.08), mass=0.3, friction=0.2, max_tilt=1e-9,
                    reward_type="sparse")
     obs, _ = env.reset(seed=0)
-    assert obs[5] == pytest.approx(0.44, abs=1e-3)
+    assert obs[5] == pytest.approx(0.4, abs=0.01) and env.unwrapped.behind == 0.07
     np.testing.assert_allclose(env.unwrapped.fetch.model.body("object0").inertia, [25e-5, 20e-5, 13e-5])
     _, reward, _, _, info = env.step(np.zeros(4, np.float32))
     assert reward == -1.0
@@ -291,9 +408,11 @@ def test_push_arguments():
     env.close()
 
 
-def test_push_an_unknown_reward_is_refused():
-    with pytest.raises(ValueError, match="reward_type has to be dense or sparse, but it is 'Sparse'"):
+def test_push_an_unknown_reward_or_start_is_refused():
+    with pytest.raises(ValueError, match="reward_type has to be one of reach, dense, sparse, but it is 'Sparse'"):
         gym.make("benchmark_envs:PushTopple", reward_type="Sparse")
+    with pytest.raises(ValueError, match="start has to be one of rest, push, but it is None"):
+        gym.make("benchmark_envs:PushTopple", start=None)
 
 
 def test_push_vectorised():
@@ -304,15 +423,31 @@ def test_push_vectorised():
     envs.close()
 
 
-def test_push_random_policy_violates_sometimes():
-    rate, _ = random_policy("PushTopple", 20)
-    assert 0.05 <= rate <= 0.6
+def test_push_exploring_behind_the_box_seldom_topples_it():
+    """A push with noise, of the size of SAC's, on every action; with FetchPush's own 0.05 m it toppled 23 of 31."""
+    env, rng, infos = gym.make("benchmark_envs:PushTopple", start="push"), np.random.default_rng(0), []
+    for seed in range(40):
+        obs, _ = env.reset(seed=seed)
+        if np.linalg.norm(env.unwrapped.fetch.data.site("robot0:grip").xpos - env.unwrapped._pushing_point()) > 0.01:
+            continue
+        policy, ended = SafePush(), False
+        policy.phase = "push"
+        while not ended:
+            action = policy(obs) + rng.normal(0, 0.6, 4)
+            obs, _, terminated, truncated, info = env.step(action.astype(np.float32))
+            ended = terminated or truncated or info["is_success"] > 0
+        infos.append(info)
+    print(f"{len(infos)} starts", *(sum(info[key] for info in infos) for key in ("cost", "is_success")))
+    assert len(infos) >= 12 and np.mean([info["cost"] for info in infos]) <= 0.3
+    assert np.mean([info["is_success"] for info in infos]) >= 0.5
+    env.close()
 
 
 @pytest.mark.slow
 def test_push_random_policy_violation_rate():
     rate, median = random_policy("PushTopple", 100)
-    assert 0.15 <= rate <= 0.40 and 8 <= median <= 25
+    print(f"random policy: violation rate {rate:.2f}, median first step {median:.0f}")
+    assert 0.02 <= rate <= 0.20 and 15 <= median <= 70
 
 
 @pytest.mark.slow

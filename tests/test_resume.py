@@ -514,7 +514,7 @@ def test_an_evaluation_that_cannot_be_written(run_here, copied):
 
 def test_an_environment_that_tells_only_what_happened(folder, train_here, run_here):
     """Success and kinds of violation count as 0 in the episodes that do not mention them."""
-    train_here("my_env:TellsWhatHappened-v0", *SHORT, "--total-timesteps", 400)
+    train_here("my_env:TellsWhatHappened-v0", *SHORT, "--total-timesteps", 400, "--learning-starts", 300)
     (run_dir,) = folder.glob("runs/*")
     assert run_here("--evaluate", run_dir, "--episodes", 30, "--seed", 2).returncode == 0
     episodes = json.loads((run_dir / "eval_400.json").read_text())["episodes"]

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 
+import gymnasium as gym
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ TAGS = (
     "meta/grad_alpha_direct meta/grad_alpha_via_epsilon losses/qr losses/qc losses/policy losses/entropy "
     "values/qr values/qc gradients/reward gradients/entropy gradients/safety gradients/cosine"
 ).split()
+README = (ROOT / "README.md").read_text()
 KINDS = {"charts/cost_force", "charts/cost_drop"}  # EggManipulate's
 
 
@@ -75,9 +77,35 @@ def test_copied_alone(folder):
 def test_the_environment_of_the_readme(tmp_path):
     readme = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(import gymnasium as gym\n\n\nclass .*?)```", readme, re.S)[1]
+    assert code.strip() in (ROOT / "experiments" / "slow_pendulum.py").read_text()
     (tmp_path / "my_env.py").write_text(code)
     written = scalars(train(tmp_path, "--env-id", "my_env:SlowPendulum-v0", *SHORT, "--total-timesteps", 600))
     assert written["charts/violations_total"][-1][1] > 0
+
+
+@pytest.mark.slow
+def test_does_it_work(folder):
+    """README's two minutes, word for word, and what it says is to be seen."""
+    shutil.copytree(ROOT / "experiments", folder / "experiments", ignore=shutil.ignore_patterns("results", "images"))
+    command = re.search(r"python meta_sac_lag\.py (--env-id experiments\.slow.*?)\ntensorboard", README, re.S)[1]
+    written = scalars(train(folder, *command.replace("\\\n", " ").split()))
+    returns = np.array(written["charts/episodic_return"])
+    violations = [step for step, violated in written["charts/violation"] if violated]
+    assert returns[returns[:, 0] < 1000, 1].mean() < 1000 < 1500 < returns[returns[:, 0] > 8000, 1].mean()
+    assert len(violations) < 40 and max(violations) < 9000, violations
+    assert [rate for _, rate in written["eval/violation"]][-1] == 0
+
+
+def test_the_map_of_the_readme():
+    """From Algorithm 1's lines to the script's."""
+    lines, found = SCRIPT.read_text().splitlines(), {}
+    for name, number in re.findall(r"\| ([\w-]+) \| [^|]*\| \[(\d+)\]\(meta_sac_lag\.py#L\2\)", README):
+        found[name] = lines[int(number) - 1]
+    for name, line in found.items():
+        mark = {"RMSProp": "def rmsprop(", "Require": "# Require"}.get(name, "# Alg. 1, line" + "s" * ("-" in name))
+        assert mark in line and (not name[0].isdigit() or re.search(rf"\b{name}\b", line)), (name, line)
+    numbers = {int(n) for name in found if name[0].isdigit() for n in name.split("-")}
+    assert len(found) == 20 and numbers == set(range(1, 22)) - {9, 10}
 
 
 def test_copied_alone_on_the_newest_gymnasium(folder, tmp_path_factory):
@@ -213,7 +241,8 @@ def test_infra_failure_is_stored_nowhere(folder, train_here):
 def test_logged_episodes(folder, train_here):
     """Returns are as they came, whatever the learner sees; success needs no violation; acceleration and jerk are means
     over the episode."""
-    names = train_here("my_env:MyEnv-v0", *SHORT, "--reward-scale", 50, "--reward-shift", 7, "--gamma-r", 0)
+    flags = "--reward-scale 50 --reward-shift 7 --gamma-r 0 --seed 3".split()
+    names = train_here("my_env:MyEnv-v0", *SHORT, *flags)
     torch.testing.assert_close(names["target_r"], 50 * (names["B"].reward + 7))
     written = scalars(next(folder.glob("runs/*")))
     length, violation = dict(written["charts/episodic_length"]), dict(written["charts/violation"])
@@ -238,21 +267,37 @@ def test_rates_are_means_over_the_last_100_episodes(folder, train_here):
 
 
 @pytest.mark.parametrize(
-    "env_id, nu, kinds",
+    "env_id, nu, shift, kinds",
     [
-        ("HumanoidVelocity", 10, {"cost_velocity", "cost_fall"}),
-        ("FrankaDrawerClose", 10, {"cost_zone"}),
-        ("CarCircle2", 100, {"cost_out_of_boundary"}),
-        ("PushTopple", 1000, {"cost_topple", "cost_off_table"}),
+        ("HumanoidVelocity", 10, 0, {"cost_velocity", "cost_fall"}),
+        ("FrankaDrawerClose", 10, 2.5, {"cost_zone"}),
+        ("CarCircle2", 100, 0, {"cost_out_of_boundary"}),
+        ("PushTopple", 1000, 5, {"cost_topple", "cost_off_table"}),
     ],
 )
-def test_the_other_tasks_of_table_1(folder, train_here, env_id, nu, kinds):
+def test_the_other_tasks_of_table_1(folder, train_here, env_id, nu, shift, kinds):
     names = train_here(env_id, *SHORT, "--total-timesteps", 600, "--learning-starts", 500)
     assert names["nu"].item() == pytest.approx(nu, abs=0.1) and names["args"].nu_init == nu
-    assert names["args"].reward_scale == (20 if env_id == "CarCircle2" else 1) and names["args"].reward_shift == 0
+    assert names["args"].reward_scale == (20 if env_id == "CarCircle2" else 1)
+    assert names["args"].reward_shift == shift
     written = scalars(next(folder.glob("runs/*")))
     assert {tag.removeprefix("charts/") for tag in written if "/cost_" in tag} == kinds
     assert all(np.isfinite(value) for series in written.values() for _, value in series)
+
+
+@pytest.mark.parametrize(
+    "env_id, training, task",
+    [("PourCoffeeSim4", "pour", "home"), ("PourCoffee", "pour", "home"), ("PushTopple", "push", "rest")],
+)
+@pytest.mark.parametrize("script", [SCRIPT, ROOT / "sac_lag_baselines.py"])
+def test_training_starts_where_the_table_says_and_an_evaluation_as_the_task(
+    folder, train_here, monkeypatch, env_id, training, task, script
+):
+    made, make = [], gym.make
+    monkeypatch.setattr(gym, "make", lambda *args, **kwargs: made.append(make(*args, **kwargs)) or made[-1])
+    flags = (*SHORT, "--total-timesteps", 2, "--initial-states", 1, "--eval-every", 2, "--episodes", 1)
+    train_here(env_id, *flags, script=script)
+    assert [env.unwrapped.start for env in made] == [training, task]
 
 
 def test_table_1_for_either_spelling(folder, train_here):

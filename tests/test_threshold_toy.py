@@ -38,9 +38,6 @@ class Exact(torch.nn.Module):
     def forward(self, obs, action):
         return self.value(action).squeeze(-1).expand(2, -1) + 0 * self.unused
 
-    def tangent(self, obs, action):  # not piecewise linear: itself
-        return self(obs, action)[0]
-
 
 def run_block(setting, updates):
     """The script's lines 12-20 on the toy -> the toy's curves at the end."""

@@ -1,0 +1,43 @@
+"""experiments/witness.py and gif.py: Stable-Baselines3's SAC on our tasks, and a trained policy at its task."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, SHORT, train
+
+WITNESS = [sys.executable, str(ROOT / "experiments" / "witness.py")]
+
+
+def test_without_stable_baselines3_it_says_what_to_install(tmp_path):
+    (tmp_path / "stable_baselines3.py").write_text("raise ImportError('there is none')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(WITNESS, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1 and result.stderr.startswith("error: witness.py needs pip install stable-baselines3")
+    assert result.stderr.count("\n") == 1
+
+
+def test_it_writes_what_it_learned(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    flags = ["--env-id", "FrankaDrawerClose", "--total-timesteps", "400", "--output", str(tmp_path / "x.csv")]
+    result = subprocess.run([*WITNESS, *flags], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    heads = (tmp_path / "x.csv").read_text().splitlines()
+    assert heads[0].startswith("# python") and heads[1].startswith("# commit ") and heads[2] == "# reward shift 2.5"
+    *_, last = rows = list(csv.DictReader(heads[3:]))
+    assert last["step"] == "evaluation" and last["episodes"] == "40" and len(rows) == 101
+    assert -2.46 * 192 < float(last["return"]) < 2.5 * 192  # without the shift
+
+
+def test_a_gif_of_a_trained_policy(tmp_path):
+    from PIL import Image
+
+    run_dir = train(tmp_path, "--env-id", "FrankaDrawerClose", *SHORT)
+    command = [sys.executable, str(ROOT / "experiments" / "gif.py"), "--policy", str(run_dir / "policy_300.pt")]
+    gif = tmp_path / "a.gif"
+    result = subprocess.run([*command, "--output", str(gif), "--episodes", "1"], capture_output=True, text=True)
+    assert result.returncode == 0 and "episode 0, " in result.stdout, result.stderr
+    with Image.open(gif) as image:
+        assert image.width == 240 and image.n_frames >= 2
