@@ -2,10 +2,10 @@
 
     python kinova_real.py --teach               # once: where the mug has to be to pour, shown by a person
     python kinova_real.py --speed 0.03          # the first motion: checks, a slow scripted pour, what was measured
-    python meta_sac_lag.py --env-id PourCoffee --real-robot
+    python meta_sac_lag.py --evaluate runs/FOLDER --real-robot
 
 The robot's address is --robot-ip (192.168.1.10). `--robot-ip fake` rehearses all of this, in a checkout, on a simulated
-arm (tests/fake_kortex.py). Read "On the real arm" in README.md first: NOTHING HERE HAS MOVED A REAL ARM YET.
+arm (tests/fake_kortex.py). Read docs/real_arm.md first: NOTHING HERE HAS MOVED A REAL ARM YET.
 
 A twist lasts until the next one, or Stop: the robot has no timeout for it. And its only watchdog, on the connection, is
 kept content by a thread of kortex_api, whatever the program is busy with. So the session belongs to a process of its
@@ -751,8 +751,8 @@ class KinovaPourCoffee(gym.Env):
     """
     ## Description
     `pour_coffee_env.PourCoffee` on a Kinova Gen3 with seven joints: the same observations, actions, reward, info keys
-    and episode length, from the same `Specification`. See the module's docstring for what keeps it safe, and README.md,
-    "On the real arm", before anything else.
+    and episode length, from the same `Specification`. See the module's docstring for what keeps it safe, and
+    docs/real_arm.md, before anything else.
 
     ## Action Space, Observation Space
     `Box((4,), float32)` and `Box((15,), float32)`, as PourCoffee's. Position, angles and velocity come from the joints,
