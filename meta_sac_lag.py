@@ -52,7 +52,7 @@ class Args:
     env_id: str = "EggManipulate"  # a task of this project, any id that Gymnasium knows, or my_module:MyEnv-v0
     seed: int = 1  # seed of the environment's episodes, the networks, the exploration and the batches
     cuda: bool = True  # whether to train on the GPU where there is one
-    cuda_graph: bool = True  # whether an update is one CUDA graph there, nine times as fast; no effect on a CPU
+    cuda_graph: bool = True  # whether an update is one CUDA graph there; no effect on a CPU
     track: bool = False  # whether to log to Weights & Biases too (pip install wandb); no videos
     capture_video: bool = False  # whether to record videos, of some training episodes and of every evaluation
     checkpoint_every: int = 10_000  # steps between two checkpoints, written at the next episode end; 0: only at the end
@@ -265,6 +265,8 @@ def main(at_end):
             violations_total, recent, saved_step = 0, [], None
         for name, part in parts.items():
             part.load_state_dict(saved["parts"][name])
+        for optimizer in (qr_optimizer, qc_optimizer, alpha_optimizer):
+            optimizer.param_groups[0].update(adam)  # which it had of the device that it comes from
         for name, tensor in tensors.items():
             tensor.data.copy_(saved["tensors"][name])
         if saved["device"] == device.type:  # a GPU's generator has another state than a CPU's

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import SHORT, assert_one_line, train
+from helpers import ROOT, SHORT, assert_one_line, train
 from test_mathematics import BLOCK, VARIANTS, execute, make_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -128,3 +128,17 @@ def test_on_a_cpu_the_flag_has_no_effect(folder, run_here):
     result = run_here("--resume", one, "--total-timesteps", 320, "--no-cuda-graph")
     assert result.returncode == 0 and "keeps its own" not in result.stdout
     assert_one_line(run_here("--resume", one), "320 steps")
+
+
+@pytest.mark.parametrize("script", ["meta_sac_lag.py", "sac_lag_baselines.py"])
+def test_a_run_that_comes_from_a_gpu_goes_on_here(folder, run_here, script):
+    run_dir = train(folder, "--env-id", "my_env:MyEnv-v0", *SHORT, script=ROOT / script)
+    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    saved["device"] = "cuda"
+    for name in ("qr_optimizer", "qc_optimizer", "alpha_optimizer"):
+        saved["parts"][name]["param_groups"][0]["capturable"] = True
+    torch.save(saved, run_dir / "checkpoint.pt")
+    result = run_here("--resume", run_dir, "--total-timesteps", 320, script=ROOT / script)
+    assert result.returncode == 0, result.stderr
+    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    assert saved["device"] == "cpu" and not saved["parts"]["qr_optimizer"]["param_groups"][0]["capturable"]
