@@ -32,10 +32,10 @@ from torch.func import functional_call
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+TABLE_2 = ("Sim1", "Sim2", "Sim3", "Sim4")  # its rows: Pour Coffee's settings
 # id after --env-id -> the module that registers it, nu's initial value (Table 1; Pour Coffee's is ours, untuned), and
 # ours: a factor on rewards (0.01 a step drowns in the entropy of alpha = 1), a constant added to each before it (where
 # steps cost, a violation pays: it ends them), and arguments in training: where its episodes start
-TABLE_2 = ("Sim1", "Sim2", "Sim3", "Sim4")
 ENVIRONMENTS = {
     "HumanoidVelocity": ("benchmark_envs", 10.0, 1.0, 0.0, {}),
     "FrankaDrawerClose": ("benchmark_envs", 10.0, 1.0, 2.5, {}),
@@ -76,7 +76,7 @@ class Args:
     q_lr: float = 1e-3  # learning rate of both critics (Adam)
     reward_scale: float | None = None  # factor on rewards, but not on logged returns; None: the task's, else 1
     reward_shift: float | None = None  # added to rewards before the scale, but not to logged returns; None: the task's
-    nu_init: float | None = None  # initial Lagrange multiplier; None: Table 1's, 10 for other environments
+    nu_init: float | None = None  # initial Lagrange multiplier; None: the task's, else 10
     nu_lr: float = 3e-4  # beta_nu (RMSProp)
     epsilon_init: float = 1.0  # initial safety threshold
     epsilon_lr: float = 3e-4  # beta_epsilon (RMSProp)
@@ -138,7 +138,7 @@ class TwinCritic(nn.Module):
         x = torch.baddbmm(x, action.expand(2, -1, -1), self.weight_action)
         x = torch.baddbmm(self.bias_2, F.layer_norm(x, x.shape[-1:]).relu_(), self.weight_2)
         q = torch.baddbmm(self.bias_3, F.layer_norm(x, x.shape[-1:]).relu_(), self.weight_3).squeeze(-1)
-        return q.sigmoid() if self.probability else 10 * q  # normalised inputs, Adam: weights would take long to grow
+        return q.sigmoid() if self.probability else 10 * q  # or Q_r would grow slowly: Adam steps are q_lr long
 
 
 class ReplayBuffer:
@@ -149,7 +149,6 @@ class ReplayBuffer:
         self.rows = {field: torch.empty(capacity, *shape, **f32) for field, shape in shapes.items()}
         self.size = torch.zeros((), dtype=torch.float64, device=device)  # len(self), where indices are drawn
         self.capacity, self.rng, self.added = capacity, rng, 0
-        self.gigabytes = sum(rows.nbytes for rows in self.rows.values()) / 1e9
 
     def __len__(self):
         return min(self.added, self.capacity)
@@ -249,7 +248,8 @@ def main(at_end):
     with one_line("--buffer-size and --total-timesteps are too large", RuntimeError):
         D, D_s = (ReplayBuffer(rows, rng, device, **fields) for _ in range(2))
     D_0 = ReplayBuffer(max(10_000, args.initial_states), rng, device, obs=(obs_dim,))
-    shown = f"observation {obs_dim}, action {action_dim}, buffers up to {D.gigabytes + D_s.gigabytes:.2g} GB"
+    gigabytes = sum(field.nbytes for buffer in (D, D_s) for field in buffer.rows.values()) / 1e9
+    shown = f"observation {obs_dim}, action {action_dim}, buffers up to {gigabytes:.2g} GB"
     print(f"{args.env_id}{arm}: {shown}. Training on {device}, logging to {run_dir}")
 
     # What a run consists of, for its checkpoints
@@ -281,8 +281,8 @@ def main(at_end):
         writer.flush()  # a checkpoint's log is on the disk before it
 
     def stop_if_not_finite(found):
-        adam = [x for optimizer in (qr_optimizer, qc_optimizer) for s in optimizer.state.values() for x in s.values()]
-        found = found | tensors | dict(phi=phi, critics=flat([*qr.parameters(), *qc.parameters(), *adam]))
+        kept = [x for optimizer in (qr_optimizer, qc_optimizer) for s in optimizer.state.values() for x in s.values()]
+        found = found | tensors | dict(phi=phi, critics=flat([*qr.parameters(), *qc.parameters(), *kept]))
         if bad := [name for name, x in found.items() if not x.isfinite().all()]:
             sys.exit(f"error: not finite at step {global_step}: {', '.join(bad)}")
 
