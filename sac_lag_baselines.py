@@ -74,7 +74,7 @@ class Args:
     gamma_r: float = 0.99  # discount factor of the reward critic
     gamma_c: float = 0.99  # discount factor of the safety critic
     tau: float = 0.005  # Polyak rate of the target critics
-    policy_lr: float = 3e-4  # beta_phi, the policy's learning rate (RMSProp)
+    policy_lr: float = 1e-4  # beta_phi, the policy's learning rate (RMSProp)
     q_lr: float = 1e-3  # learning rate of both critics (Adam)
     reward_scale: float | None = None  # factor on rewards, but not on logged returns; None: the task's, else 1
     reward_shift: float | None = None  # added to rewards before the scale, but not to logged returns; None: the task's

@@ -80,7 +80,7 @@ def test_the_policys_gradient(algo):
     if algo == "sacv2-lag":
         L = L - names["nu_new"] * (state["qc"](obs, action).amax(0) - state["epsilon"])
     gradient = flat(torch.autograd.grad(L.mean(), tuple(state["actor"].parameters())))
-    step, _, _ = adaptive_step(3e-4, gradient, state["phi_square"], 1e-12)
+    step, _, _ = adaptive_step(state["args"].policy_lr, gradient, state["phi_square"], 1e-12)
     torch.testing.assert_close(names["phi"], state["phi"] + step, rtol=1e-9, atol=1e-14)
     square = 0.99 * state["phi_square"] + 0.01 * gradient**2
     torch.testing.assert_close(names["phi_square"], square, rtol=1e-9, atol=0)

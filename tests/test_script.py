@@ -188,7 +188,7 @@ def test_the_defaults():
     """The paper's where it has one, and README's "Paper / ours / why"."""
     expected = dict(
         total_timesteps=1_000_000, learning_starts=5000, buffer_size=1_000_000, batch_size=256, hidden_size=256,
-        gamma_r=0.99, gamma_c=0.99, tau=0.005, policy_lr=3e-4, q_lr=1e-3, reward_scale=None,
+        gamma_r=0.99, gamma_c=0.99, tau=0.005, policy_lr=1e-4, q_lr=1e-3, reward_scale=None,
         reward_shift=None, nu_init=None, nu_lr=3e-4, epsilon_init=1, epsilon_lr=3e-4, alpha_init=1, alpha_lr=3e-4,
         epsilon_objective="linear", epsilon_step="ascent", alpha_through_epsilon=True, store_violations_in_d=True,
         initial_states=256, checkpoint_every=10_000, eval_every=0, episodes=10, seed=1, cuda=True, real_robot=False,
