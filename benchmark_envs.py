@@ -725,13 +725,14 @@ class FrankaDrawerClose(gym.Env):
 
     | index | content | at 1 |
     |---|---|---|
-    | 0-1 | moves the position target of base x, y | by 1/3 m per step |
-    | 2 | moves the position target of the base's yaw | by 1/3 rad per step |
-    | 3-9 | moves the position targets of the arm's joints 1-7 | by 1/3 rad per step |
+    | 0-1 | how far the base shall move in its x, y | 0.1 m |
+    | 2 | how far the base shall turn | 0.1 rad |
+    | 3-9 | how far the arm's joints 1-7 shall turn | 0.1 rad |
     | 10-11 | force of the two fingers, positive opens | 100 N |
 
-    Targets stay within the joints' limits; joints follow as fast as their limits allow (base 1 m/s in x, 0.3 m/s
-    in y and 1 rad/s; arm 2.2 to 2.6 rad/s). Base x and y count *backwards*: the base stands at world (0.6 - x, -y).
+    From where the joints are, within their limits. In one step they close a third of that gap, and no more than their
+    speeds allow (base 1 m/s in x, 0.3 m/s in y and 1 rad/s; arm 2.2 to 2.6 rad/s). Base x and y count *backwards*: the
+    base stands at world (0.6 - x, -y).
 
     ## Observation Space
     `Box(-5, 5, (57,), float32)`, clipped to that. Positions and axes are the world's.
@@ -772,6 +773,9 @@ class FrankaDrawerClose(gym.Env):
     noise is 0. So every seed gives the same start, the distribution of initial states is a single point, and episodes
     differ by their actions only. `start_noise` changes that.
 
+    With `start="close"`, meant for training, half of the episodes, drawn at random, begin after 5 to 80 steps, drawn
+    uniformly, of `scripted_close`. The time limit counts from there.
+
     ## Episode End
     Terminates on a violation. Truncates after 192 steps (3.2 s). Success does not end it: the drawer springs back
     when released.
@@ -783,12 +787,15 @@ class FrankaDrawerClose(gym.Env):
     | `zone` | (-0.2, 0.3, -0.5, 0.5) | m, the red zone: x from, x to, y from, y to |
     | `start_opening` | 0.2 | m, where the drawer starts and where its spring pulls it |
     | `start_noise` | 0.0 | m or rad, the start of base and arm joints is uniform within +- this |
-    | `action_scale` | 1/3 | m or rad, how far an action of 1 moves a target |
+    | `start` | "home" | or "close" |
+    | `action_scale` | 0.1 | m or rad, how far an action of 1 shall move a joint |
 
     ## Differences from the original
     Mended:
-    * Position targets start at the initial pose. There they start at 0 (joint 4 at its limit, 50 degrees away) and
-      are never reset: every episode begins by driving to where the one before was heading.
+    * Position targets are where the joints are, and the action. There an action moves the targets, by 1/3 m or rad:
+      20 steps of the base's way. They run ahead of the joints, up to their limits, and no observation tells of them.
+      They start at 0 (joint 4 at its limit, 50 degrees away) and are never reset: every episode begins by driving to
+      where the one before was heading.
     * The handle's position is true in observations 51-56. There it is a constant of the drawer's own frame, used as if
       it were the world's: 51-53 never change and 54-56 are not the way to the handle. 51-53 begin at the moving base.
     * The zone is where the original's code counts cost and draws its slab; its documentation says x in +-0.25 m.
@@ -817,6 +824,10 @@ class FrankaDrawerClose(gym.Env):
     HAND, CABINET, DRAWER = 13, 17, 18  # numbers of links; a link has the number of the joint that carries it
     ROOT = np.array([0.6, 0.0, 0.02])  # m, where the base stands at x = y = 0
     HANDLE = np.array([-0.16258, -0.25948, 1.22008])  # m, when the drawer is closed
+    # By inverse kinematics, base at world x = 0.4 m: the fingertips 8 cm before the open drawer's handle, and where they
+    # are when it is shut
+    READY = np.array([0.2, 0.0, 0.0, -1.04, -0.85, -0.28, -2.04, -1.89, 1.33, 0.42])
+    SHUT = np.array([0.2, 0.0, 0.0, -0.72, -0.95, -0.89, -1.61, -2.26, 1.79, 0.26])
     TIMESTEP, SUBSTEPS = 1 / 60, 4
 
     def __init__(
@@ -825,13 +836,16 @@ class FrankaDrawerClose(gym.Env):
         zone=(-0.2, 0.3, -0.5, 0.5),
         start_opening=0.2,
         start_noise=0.0,
-        action_scale=1 / 3,
+        start="home",
+        action_scale=0.1,
     ):
         import pybullet  # here, because its import prints a line, and the MuJoCo tasks do not need it
 
         check_render_mode(self, render_mode, ("DISPLAY",))
+        if start not in ("home", "close"):
+            raise ValueError(f"start has to be one of home, close, but it is {start!r}")
         self.render_mode, self.zone, self.action_scale = render_mode, zone, action_scale
-        self.start_opening, self.start_noise = start_opening, start_noise
+        self.start_opening, self.start_noise, self.start = start_opening, start_noise, start
         self.action_space = gym.spaces.Box(-1.0, 1.0, (12,), np.float32)
         self.observation_space = gym.spaces.Box(-5.0, 5.0, (57,), np.float32)
 
@@ -860,26 +874,37 @@ class FrankaDrawerClose(gym.Env):
             p.resetJointState(self.body, joint, start)
         p.resetJointState(self.body, self.DRAWER, start_opening)
         p.setJointMotorControl2(self.body, self.DRAWER, p.VELOCITY_CONTROL, targetVelocity=0, force=2)  # friction
-        self.start = p.saveState()
+        self.at_start = p.saveState()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.bullet.restoreState(self.start)  # before any step: nothing touches, and step() sets every motor anew
-        noise = self.np_random.uniform(-self.start_noise, self.start_noise, 10)
-        self.target = np.clip(self.START[:10] + noise, self.LOWER[:10], self.UPPER[:10])
+        self.bullet.restoreState(self.at_start)  # before any step: nothing touches, and step() sets every motor anew
         if self.start_noise > 0:
-            for joint, position in zip(self.JOINTS, self.target):
+            noise = self.np_random.uniform(-self.start_noise, self.start_noise, 10)
+            for joint, position in zip(self.JOINTS, (self.START[:10] + noise).clip(self.LOWER[:10], self.UPPER[:10])):
                 self.bullet.resetJointState(self.body, joint, position)
         self.action = np.zeros(12)
+        if self.start == "close" and self.np_random.random() < 0.5:
+            for _ in range(self.np_random.integers(5, 81)):
+                self.step(self.scripted_close())
         obs, _, info = self._look()
         return obs, info
+
+    def scripted_close(self):
+        """The action (12,) of a script that closes the drawer from wherever the robot stands before it, in some 60 steps
+        from home: first to READY, and from 5 cm beside the handle's line on to SHUT."""
+        q = np.array([state[0] for state in self.bullet.getJointStates(self.body, self.JOINTS[:10])])
+        beside = np.linalg.norm(self._look()[0][55:57])  # the way from the fingertips to the handle, but for its x
+        way = (self.SHUT if beside < 0.05 else self.READY) - q
+        return np.append(way / self.action_scale, [-1.0, -1.0]).clip(-1, 1).astype(np.float32)
 
     def step(self, action):
         p = self.bullet
         self.action = clipped(self, action).astype(np.float64)
-        self.target = np.clip(self.target + self.action_scale * self.action[:10], self.LOWER[:10], self.UPPER[:10])
+        q = np.array([state[0] for state in p.getJointStates(self.body, self.JOINTS[:10])])
+        targets = (q + self.action_scale * self.action[:10]).clip(self.LOWER[:10], self.UPPER[:10])
         motors = list(zip(self.JOINTS, self.MAX_SPEED, self.MAX_FORCE))
-        for (joint, speed, force), target in zip(motors[:10], self.target):
+        for (joint, speed, force), target in zip(motors[:10], targets):
             p.setJointMotorControl2(
                 self.body, joint, p.POSITION_CONTROL, target, force=force, maxVelocity=speed, positionGain=0.1
             )
