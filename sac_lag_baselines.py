@@ -39,7 +39,7 @@ TABLE_2 = ("Sim1", "Sim2", "Sim3", "Sim4")  # its rows: Pour Coffee's settings
 # steps cost, a violation pays: it ends them), and arguments in training: where its episodes start
 ENVIRONMENTS = {
     "HumanoidVelocity": ("benchmark_envs", 0.4, 10.0, 10.0, 1.0, 0.0, {}),
-    "FrankaDrawerClose": ("benchmark_envs", 0.6, 10.0, 10.0, 1.0, 2.5, {"start": "close"}),
+    "FrankaDrawerClose": ("benchmark_envs", 0.6, 10.0, 10.0, 5.0, 2.5, {"start": "close"}),
     "CarCircle2": ("benchmark_envs", 0.5, 100.0, 1.0, 20.0, 0.0, {}),
     "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0, 1.0, 5.0, {"start": "push"}),
     "EggManipulate": ("benchmark_envs", 0.5, 100.0, 1.0, 1.0, 3.2, {}),
@@ -74,7 +74,7 @@ class Args:
     gamma_r: float = 0.99  # discount factor of the reward critic
     gamma_c: float = 0.99  # discount factor of the safety critic
     tau: float = 0.005  # Polyak rate of the target critics
-    policy_lr: float = 1e-4  # beta_phi, the policy's learning rate (RMSProp)
+    policy_lr: float = 3e-4  # beta_phi, the policy's learning rate (RMSProp)
     q_lr: float = 1e-3  # learning rate of both critics (Adam)
     reward_scale: float | None = None  # factor on rewards, but not on logged returns; None: the task's, else 1
     reward_shift: float | None = None  # added to rewards before the scale, but not to logged returns; None: the task's

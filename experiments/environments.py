@@ -1,7 +1,7 @@
 """The figures of the tables of environments, and their pictures.
 
     OMP_NUM_THREADS=1 python experiments/environments.py speed     # steps/s and reset, beside the base environments
-    python experiments/environments.py random                      # what a random policy does in 100 episodes, and none
+    python experiments/environments.py random                      # what random actions do in 100 episodes, none, a script
     python experiments/environments.py pour                        # scripted policies on PourCoffee, 100 episodes each
     python experiments/environments.py frames                      # experiments/images/*.png
 """
@@ -67,19 +67,28 @@ def speed(rounds=5):
 
 
 def random(episodes=100):
-    """Random actions, and none, on each task: prints a table, and writes untrained.csv, for experiments/figures.py."""
+    """Random actions, none, and a script where the task has one: a table, and untrained.csv for figures.py."""
     print("| id | policy | violating episodes | first, median step | kinds | return | length | success |")
     print("|---" * 8 + "|")
     rows = []
-    for env_id, algo in itertools.product(IDS, ("random", "nothing")):
+    for env_id, algo in itertools.product(IDS, ("random", "nothing", "script")):
         env, first, kinds, ended = make(env_id), [], {}, []
+        act = {
+            "random": lambda policy, obs: env.action_space.sample(),
+            "nothing": lambda policy, obs: 0 * env.action_space.sample(),
+            "script": {
+                "PourCoffee": lambda policy, obs: policy(obs).astype(np.float32),
+                "FrankaDrawerClose": lambda policy, obs: env.unwrapped.scripted_close(),
+            }.get(env_id),
+        }[algo]
+        if act is None:
+            continue
         env.action_space.seed(0)
         for k in range(episodes):
-            env.reset(seed=k)
-            total = 0.0
+            obs, _ = env.reset(seed=k)
+            total, policy = 0.0, pour_coffee_env.scripted_pour()
             for step in range(1, 10**6):
-                action = env.action_space.sample()
-                _, reward, terminated, truncated, info = env.step(action if algo == "random" else 0 * action)
+                obs, reward, terminated, truncated, info = env.step(act(policy, obs))
                 total += reward
                 if terminated or truncated:
                     break

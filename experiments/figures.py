@@ -29,7 +29,7 @@ CONTROLS = {
     "rcpo-small": "RCPO-SACv2, ν_0 = 0.1",
     "meta-sac-lag-unscaled": "Meta SAC-Lag (Eq. 14), `--reward-scale 1`",
 }
-UNTRAINED = {"random": "uniformly random", "nothing": "no motion"}
+UNTRAINED = {"random": "uniformly random", "nothing": "no motion", "script": "a script"}
 NAMES = {**UNTRAINED, **LABELS, **CONTROLS}
 LAST = 0.2  # the share of a run that the table calls its end
 SETTINGS = {  # Table 2

@@ -90,7 +90,8 @@ def test_table_1(folder, monkeypatch, algo, env_id, epsilon, nu):
     args = execute(folder, monkeypatch, *flags, script=BASELINES)["args"]
     assert (args.epsilon_init, args.nu_init) == (epsilon, nu)
     shifts = {"FrankaDrawerClose": 2.5, "PushTopple": 5, "EggManipulate": 3.2}  # the same as meta_sac_lag.py's
-    assert args.reward_scale == (20 if env_id == "CarCircle2" else 1) and args.reward_shift == shifts.get(env_id, 0)
+    scales = {"CarCircle2": 20, "FrankaDrawerClose": 5, "PourCoffee": 5}
+    assert args.reward_scale == scales.get(env_id, 1) and args.reward_shift == shifts.get(env_id, 0)
 
 
 @pytest.mark.slow

@@ -188,7 +188,7 @@ def test_the_defaults():
     """The paper's where it has one, and README's "Paper / ours / why"."""
     expected = dict(
         total_timesteps=1_000_000, learning_starts=5000, buffer_size=1_000_000, batch_size=256, hidden_size=256,
-        gamma_r=0.99, gamma_c=0.99, tau=0.005, policy_lr=1e-4, q_lr=1e-3, reward_scale=None,
+        gamma_r=0.99, gamma_c=0.99, tau=0.005, policy_lr=3e-4, q_lr=1e-3, reward_scale=None,
         reward_shift=None, nu_init=None, nu_lr=3e-4, epsilon_init=1, epsilon_lr=3e-4, alpha_init=1, alpha_lr=3e-4,
         epsilon_objective="linear", epsilon_step="ascent", alpha_through_epsilon=True, store_violations_in_d=True,
         initial_states=256, checkpoint_every=10_000, eval_every=0, episodes=10, seed=1, cuda=True, real_robot=False,
@@ -278,7 +278,7 @@ def test_rates_are_means_over_the_last_100_episodes(folder, train_here):
 def test_the_other_tasks_of_table_1(folder, train_here, env_id, nu, shift, kinds):
     names = train_here(env_id, *SHORT, "--total-timesteps", 600, "--learning-starts", 500)
     assert names["nu"].item() == pytest.approx(nu, abs=0.1) and names["args"].nu_init == nu
-    assert names["args"].reward_scale == (20 if env_id == "CarCircle2" else 1)
+    assert names["args"].reward_scale == {"CarCircle2": 20, "FrankaDrawerClose": 5}.get(env_id, 1)
     assert names["args"].reward_shift == shift
     written = scalars(next(folder.glob("runs/*")))
     assert {tag.removeprefix("charts/") for tag in written if "/cost_" in tag} == kinds
