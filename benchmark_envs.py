@@ -735,20 +735,20 @@ class FrankaDrawerClose(gym.Env):
     base stands at world (0.6 - x, -y).
 
     ## Observation Space
-    `Box(-5, 5, (57,), float32)`, clipped to that. Positions and axes are the world's.
+    `Box(-10, 10, (57,), float32)`, clipped to that. Positions and axes are the world's.
 
     | index | content | unit |
     |---|---|---|
     | 0-11 | joint positions in the action's order, scaled to [-1, 1] between their limits | |
     | 12-23 | joint velocities | m/s, rad/s |
     | 24-25 | drawer opening and its velocity | dm, m/s |
-    | 26-28 | hand position minus (0.6, 0, 0.02), where the base started | m |
+    | 26-28 | hand position minus (0.6, 0, 1.22): above where the base started, as high as the handle | 0.2 m |
     | 29-32 | hand orientation, unit quaternion (x, y, z, w) | |
     | 33-35 | linear velocity of the hand's centre of mass | m/s |
     | 36-38 | hand angular velocity | rad/s |
     | 39-50 | the action before | |
-    | 51-53 | base position minus drawer handle | m |
-    | 54-56 | drawer handle minus fingertips | m |
+    | 51-53 | base position minus drawer handle; the third is 0, for the base stays on the floor | 0.2 m |
+    | 54-56 | drawer handle minus fingertips | 0.2 m |
 
     ## Rewards
     `near + 0.5 aligned - 10 opening`, after the step, with
@@ -847,7 +847,7 @@ class FrankaDrawerClose(gym.Env):
         self.render_mode, self.zone, self.action_scale = render_mode, zone, action_scale
         self.start_opening, self.start_noise, self.start = start_opening, start_noise, start
         self.action_space = gym.spaces.Box(-1.0, 1.0, (12,), np.float32)
-        self.observation_space = gym.spaces.Box(-5.0, 5.0, (57,), np.float32)
+        self.observation_space = gym.spaces.Box(-10.0, 10.0, (57,), np.float32)
 
         # All of pybullet's functions, bound to this environment's own simulation. (pybullet_utils' BulletClient does
         # the same, but prints "argv[0]=" when it connects.)
@@ -894,7 +894,7 @@ class FrankaDrawerClose(gym.Env):
         """The action (12,) of a script that closes the drawer from wherever the robot stands before it, in some 60 steps
         from home: first to READY, and from 5 cm beside the handle's line on to SHUT."""
         q = np.array([state[0] for state in self.bullet.getJointStates(self.body, self.JOINTS[:10])])
-        beside = np.linalg.norm(self._look()[0][55:57])  # the way from the fingertips to the handle, but for its x
+        beside = np.linalg.norm(self._look()[0][55:57]) / 5  # m, the way from the fingertips to the handle, but for its x
         way = (self.SHUT if beside < 0.05 else self.READY) - q
         return np.append(way / self.action_scale, [-1.0, -1.0]).clip(-1, 1).astype(np.float32)
 
@@ -949,8 +949,8 @@ class FrankaDrawerClose(gym.Env):
 
         scaled = 2 * (q - self.LOWER) / (self.UPPER - self.LOWER) - 1
         obs = np.concatenate([
-            scaled, qd, [10 * opening, opening_speed], hand - self.ROOT, quaternion, velocity, spin, self.action,
-            base - handle, handle - tip,
+            scaled, qd, [10 * opening, opening_speed], 5 * (hand - (0.6, 0.0, 1.22)), quaternion, velocity, spin, self.action,
+            5 * (base - handle)[:2], [0.0], 5 * (handle - tip),
         ])  # fmt: skip
 
         distance = float(np.linalg.norm(handle - tip))
@@ -967,7 +967,7 @@ class FrankaDrawerClose(gym.Env):
             "drawer_opening": opening,
             "handle_distance": distance,
         }
-        return np.clip(obs, -5.0, 5.0).astype(np.float32), reward, info
+        return np.clip(obs, -10.0, 10.0).astype(np.float32), reward, info
 
 
 def inertial(mass):

@@ -120,7 +120,7 @@ def test_franka_environments_and_rendering_do_not_disturb_each_other(franka):
 def test_franka_start(franka):
     """The notes' numbers: hand at (1.05, 0, 1.23); the start does not depend on the seed unless noise is asked for."""
     obs, info = franka.reset(seed=0)
-    np.testing.assert_allclose(obs[26:29] + franka.unwrapped.ROOT, (1.05, 0, 1.23), atol=0.005)
+    np.testing.assert_allclose(obs[26:29] / 5 + (0.6, 0, 1.22), (1.05, 0, 1.23), atol=0.005)
     assert info["cost"] == info["cost_zone"] == info["is_success"] == 0.0
     assert info["drawer_opening"] == pytest.approx(0.2) and obs[24:26] == pytest.approx((2, 0))  # dm
     assert np.array_equal(franka.reset(seed=1)[0], obs)
@@ -149,10 +149,11 @@ def test_franka_observation(franka):
     base = p.getLinkState(env.body, 3, computeForwardKinematics=1)[4]
     np.testing.assert_allclose(base[:2], (0.6 - q[0], -q[1]), atol=1e-5)
     handle = p.getLinkState(env.body, env.DRAWER, computeForwardKinematics=1)[4] + np.array(env.HANDLE)
-    np.testing.assert_allclose(obs[51:54], base - handle, atol=1e-5)
+    np.testing.assert_allclose(obs[51:53] / 5, (base - handle)[:2], atol=1e-5)
+    assert obs[53] == 0
     fingers = [p.getLinkState(env.body, joint, computeForwardKinematics=1)[4] for joint in env.JOINTS[10:]]
-    tip = handle - obs[54:57]  # 0.13 m along the hand's z axis, and the fingers begin 0.0584 m along it
-    hand = obs[26:29] + env.ROOT
+    tip = handle - obs[54:57] / 5  # 0.13 m along the hand's z axis, and the fingers begin 0.0584 m along it
+    hand = obs[26:29] / 5 + (0.6, 0, 1.22)
     axes = np.array(p.getMatrixFromQuaternion(obs[29:33])).reshape(3, 3)
     np.testing.assert_allclose(tip, hand + 0.13 * axes[:, 2], atol=1e-5)
     middle = np.mean(fingers, axis=0)
@@ -177,7 +178,7 @@ def test_franka_base_moves_backwards_in_world_coordinates_and_keeps_its_speed_li
     env.reset()
     for _ in range(60):
         obs, *_ = env.step(np.eye(12)[1] - np.eye(12)[0])  # x to -1, y to +1
-    base = obs[51:54] + env.HANDLE + (obs[24] / 10, 0, 0)
+    base = obs[51:54] / 5 + env.HANDLE + (obs[24] / 10, 0, 0)
     assert 1.5 < base[0] <= 1.6 and -0.3 < base[1] < -0.27  # 1 m/s and 0.3 m/s for a second
 
 
@@ -229,7 +230,7 @@ def test_franka_reward(franka):
     """Written down again, with the hand turned to the handle at the end of the push: about 2.5 at most."""
     franka.reset()
     for obs, reward, _, _, info in close(franka, 150):
-        d = np.linalg.norm(obs[54:57])
+        d = np.linalg.norm(obs[54:57]) / 5
         x, y, z, w = obs[29:33]
         hand_x_on_y, hand_y_on_z = 2 * (x * y + w * z), 2 * (y * z + w * x)
         aligned = 0.5 * (np.sign(hand_y_on_z) * hand_y_on_z**2 - np.sign(hand_x_on_y) * hand_x_on_y**2)
@@ -243,7 +244,7 @@ def test_franka_driving_into_the_zone_violates(franka):
     franka.reset()
     for step in range(192):
         obs, _, terminated, _, info = franka.step(np.eye(12)[0])
-        base_x = obs[51] + franka.unwrapped.HANDLE[0] + obs[24] / 10
+        base_x = obs[51] / 5 + franka.unwrapped.HANDLE[0] + obs[24] / 10
         assert terminated == (info["cost"] == 1.0) == (base_x <= 0.3) and info["cost"] == info["cost_zone"]
         if terminated:
             break
@@ -316,7 +317,7 @@ def test_franka_10000_random_steps():
         env.reset(seed=0)
         for _ in range(10000):
             obs, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 12).astype(np.float32))
-            assert np.isfinite(obs).all() and np.isfinite(reward) and np.abs(obs).max() <= 5
+            assert np.isfinite(obs).all() and np.isfinite(reward) and np.abs(obs).max() <= 10
             if terminated or truncated:
                 env.reset()
     env.close()

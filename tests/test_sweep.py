@@ -80,7 +80,7 @@ def test_the_plan():
     line = " ".join(runs[1].command())
     assert line.startswith("meta_sac_lag.py --env-id CarCircle2 --seed 1 ")
     assert "--epsilon-objective nonlinear" in line and "--no-cuda" in line
-    assert runs[1].total() == 100_000
+    assert runs[1].total() == 50_000
     assert sweep.Run("fig2", "full", "CarCircle2", "sacv2-lag", 1).total() == 1_000_000
     (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
     assert "--reward-scale 1 " in " ".join(unscaled.command())
