@@ -162,6 +162,29 @@ def figure_2(runs, path):
     fig.savefig(path, dpi=90)
 
 
+def figure_tasks(runs, path):
+    """Of every task that was trained on: return, success of the evaluated policies, violations in all, log alpha with
+    epsilon dashed."""
+    runs = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in LABELS}
+    fig, columns, axes = axes_of(4, runs)
+    for (env_id, algo), of_seeds in runs.items():
+        returned, success, violations, alpha = columns[env_id]
+        style = dict(color=f"C{list(LABELS).index(algo)}")
+        draw(returned, of_seeds, lambda c: per_episode(c, "charts/episodic_return"), LABELS[algo], **style)
+        if "eval/success" in next(iter(of_seeds.values())):  # some have no goal to reach
+            draw(success, of_seeds, lambda c: c["eval/success"].T, None, **style)
+        draw(violations, of_seeds, lambda c: c["charts/violations_total"].T, None, **style)
+        draw(alpha, of_seeds, lambda c: (c["meta/alpha"][:, 0], np.log10(c["meta/alpha"][:, 1])), None, **style)
+        if algo.startswith("meta"):
+            draw(alpha, of_seeds, lambda c: c["meta/epsilon"].T, None, mean=False, linestyle="--", **style)
+        success.set_ylim(-0.03, 1.03)
+        returned.legend(fontsize=8)
+    labels = "return", "success, evaluated", "violations in all", "log₁₀ α (ε dashed)"
+    for ax, label in zip(axes[:, 0], labels):
+        ax.set_ylabel(label)
+    fig.savefig(path, dpi=90)
+
+
 def figure_threshold(runs, path):
     """epsilon beside E[Q_c], and nu, of the three algorithms that have L as Eq. 11 has it."""
     fig, columns, axes = axes_of(4, runs)
@@ -441,6 +464,8 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         if all(any(f"{algo}@" in name for _, name in of_grid) for algo in ("meta-sac-lag", "sacv2-lag")):
             figures.append((figure_robustness, of_grid, "robustness"))
         of_tasks = runs if folder.name.startswith("tasks") else {}
+        if any(algo in LABELS for _, algo in of_tasks):
+            figures.append((figure_tasks, of_tasks, "figure"))
         if folders and not (compared or controls or of_arms or of_grid or of_tasks if table else figures):
             print(f"note: nothing in {folder} is enough for a {'table' if table else 'figure'}", file=sys.stderr)
         if table:

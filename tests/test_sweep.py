@@ -669,6 +669,25 @@ def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("*.png")} == {"figure_3.png"}
 
 
+def test_the_figure_of_the_tasks(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    folder, drawn = tmp_path / "tasks_short", []
+    folder.mkdir()
+    names = "charts/episodic_return eval/success charts/violations_total meta/alpha meta/epsilon".split()
+    lines = [f"tasks,Task,meta-sac-lag,1,{step},{name},{10**j}" for j, name in enumerate(names) for step in (1, 2)]
+    lines += [f"tasks,Task,meta-sac-lag,1,{step},episodes,1" for step in (1, 2)]
+    lines += ["tasks,Task,random,0,0,eval/violation,1"]
+    (folder / "a.csv").write_text("\n".join(["suite,env,algo,seed,step,metric,value", *lines]))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append((os.path.basename(path), figure.axes)))
+    figures.main(folders=(folder,))
+    ((name, axes),) = drawn
+    assert name == "figure.png" and len(axes) == 4
+    shown = [[line.get_ydata()[0] for line in ax.get_lines()] for ax in axes]
+    assert shown == [[1], [10], [100], [3, 10_000]]  # log alpha, and epsilon
+
+
 @pytest.mark.slow
 def test_every_saved_policy_is_deployed(tmp_path):
     """Of fig3: each in the twin and on the rehearsal's arm, which has been taught its goal first."""
