@@ -891,8 +891,8 @@ class FrankaDrawerClose(gym.Env):
         return obs, info
 
     def scripted_close(self):
-        """The action (12,) of a script that closes the drawer from wherever the robot stands before it, in some 60 steps
-        from home: first to READY, and from 5 cm beside the handle's line on to SHUT."""
+        """The action (12,) of a script that closes the drawer, from home in 72 steps: to READY and, once the fingertips
+        are within 5 cm of the handle's line along x, to SHUT."""
         q = np.array([state[0] for state in self.bullet.getJointStates(self.body, self.JOINTS[:10])])
         beside = np.linalg.norm(self._look()[0][55:57]) / 5  # m, the way from the fingertips to the handle, but for its x
         way = (self.SHUT if beside < 0.05 else self.READY) - q
