@@ -824,8 +824,8 @@ class FrankaDrawerClose(gym.Env):
     HAND, CABINET, DRAWER = 13, 17, 18  # numbers of links; a link has the number of the joint that carries it
     ROOT = np.array([0.6, 0.0, 0.02])  # m, where the base stands at x = y = 0
     HANDLE = np.array([-0.16258, -0.25948, 1.22008])  # m, when the drawer is closed
-    # By inverse kinematics, base at world x = 0.4 m: the fingertips 8 cm before the open drawer's handle, and where they
-    # are when it is shut
+    # By inverse kinematics, base at world x = 0.4 m: the fingertips 8 cm before the open drawer's handle, and where
+    # they are when it is shut
     READY = np.array([0.2, 0.0, 0.0, -1.04, -0.85, -0.28, -2.04, -1.89, 1.33, 0.42])
     SHUT = np.array([0.2, 0.0, 0.0, -0.72, -0.95, -0.89, -1.61, -2.26, 1.79, 0.26])
     TIMESTEP, SUBSTEPS = 1 / 60, 4
@@ -894,7 +894,7 @@ class FrankaDrawerClose(gym.Env):
         """The action (12,) of a script that closes the drawer, from home in 72 steps: to READY and, once the fingertips
         are within 5 cm of the handle's line along x, to SHUT."""
         q = np.array([state[0] for state in self.bullet.getJointStates(self.body, self.JOINTS[:10])])
-        beside = np.linalg.norm(self._look()[0][55:57]) / 5  # m, the way from the fingertips to the handle, but for its x
+        beside = np.linalg.norm(self._look()[0][55:57]) / 5  # m, from the fingertips to the handle, but for its x
         way = (self.SHUT if beside < 0.05 else self.READY) - q
         return np.append(way / self.action_scale, [-1.0, -1.0]).clip(-1, 1).astype(np.float32)
 
@@ -949,8 +949,8 @@ class FrankaDrawerClose(gym.Env):
 
         scaled = 2 * (q - self.LOWER) / (self.UPPER - self.LOWER) - 1
         obs = np.concatenate([
-            scaled, qd, [10 * opening, opening_speed], 5 * (hand - (0.6, 0.0, 1.22)), quaternion, velocity, spin, self.action,
-            5 * (base - handle)[:2], [0.0], 5 * (handle - tip),
+            scaled, qd, [10 * opening, opening_speed], 5 * (hand - (0.6, 0.0, 1.22)), quaternion, velocity, spin,
+            self.action, 5 * (base - handle)[:2], [0.0], 5 * (handle - tip),
         ])  # fmt: skip
 
         distance = float(np.linalg.norm(handle - tip))
