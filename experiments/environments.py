@@ -1,7 +1,7 @@
 """The figures of the tables of environments, and their pictures.
 
     OMP_NUM_THREADS=1 python experiments/environments.py speed     # steps/s and reset, beside the base environments
-    python experiments/environments.py random                      # what random actions do in 100 episodes, none, a script
+    python experiments/environments.py random                      # 100 episodes of random actions, none, a script
     python experiments/environments.py pour                        # scripted policies on PourCoffee, 100 episodes each
     python experiments/environments.py frames                      # experiments/images/*.png
 """
