@@ -117,7 +117,6 @@ def plan(suite, protocol, env_ids=None, algos=None, seeds=None):
     return [
         Run(suite, protocol, env_id, algo, seed)
         for env_id, seed, algo in itertools.product(env_ids, seeds, algos)
-        if algo != "meta-sac-lag-unscaled" or env_id == "CarCircle2"  # elsewhere this is Meta SAC-Lag
     ]
 
 

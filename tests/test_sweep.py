@@ -85,7 +85,7 @@ def test_the_plan():
     (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
     assert "--reward-scale 1 " in " ".join(unscaled.command())
     assert len(sweep.plan("robust", "reduced")) == 18 and len(sweep.plan("fig3", "reduced")) == 12
-    assert len(sweep.plan("control", "reduced")) == 5  # of Pour Coffee, whose rewards are not scaled, two
+    assert len(sweep.plan("control", "reduced")) == 6
     assert len(sweep.plan("fig2", "reduced", ("CarCircle2",) * 2, ("sacv2-lag",) * 2, (1, 2, 1))) == 2
     with pytest.raises(SystemExit, match="error: --env-ids Nothing: the suite fig2 has CarCircle2, "):
         sweep.plan("fig2", "reduced", env_ids=("Nothing",))
