@@ -769,9 +769,9 @@ class FrankaDrawerClose(gym.Env):
     `handle_distance` (m, the d above).
 
     ## Starting State
-    Base at (0.6, 0), arm in one fixed pose, fingers open, drawer open by 0.2 m: as in the original, where all start
-    noise is 0. So every seed gives the same start, the distribution of initial states is a single point, and episodes
-    differ by their actions only. `start_noise` changes that.
+    Base at (0.6, 0), arm in one fixed pose, each joint of both off by up to `start_noise`, fingers open, drawer open by
+    0.2 m. In the original all start noise is 0: there every seed gives the same start, so that a policy without noise
+    has one episode, and the method's initial states, D_0, are one state.
 
     With `start="close"`, meant for training, half of the episodes, drawn at random, begin after 5 to 80 steps, drawn
     uniformly, of `scripted_close`. The time limit counts from there.
@@ -786,7 +786,7 @@ class FrankaDrawerClose(gym.Env):
     | `render_mode` | None | "rgb_array" (PyBullet's software renderer, needs no display) or "human" (its window) |
     | `zone` | (-0.2, 0.3, -0.5, 0.5) | m, the red zone: x from, x to, y from, y to |
     | `start_opening` | 0.2 | m, where the drawer starts and where its spring pulls it |
-    | `start_noise` | 0.0 | m or rad, the start of base and arm joints is uniform within +- this |
+    | `start_noise` | 0.05 | m or rad, the start of base and arm joints is uniform within +- this |
     | `start` | "home" | or "close" |
     | `action_scale` | 0.1 | m or rad, how far an action of 1 shall move a joint |
 
@@ -835,7 +835,7 @@ class FrankaDrawerClose(gym.Env):
         render_mode=None,
         zone=(-0.2, 0.3, -0.5, 0.5),
         start_opening=0.2,
-        start_noise=0.0,
+        start_noise=0.05,
         start="home",
         action_scale=0.1,
     ):
