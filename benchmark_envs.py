@@ -587,7 +587,7 @@ class EggManipulate(gym.Env):
     are clipped.
 
     ## Observation Space
-    `Box(-inf, inf, (65,), float32)`
+    `Box(-inf, inf, (64,), float32)`
 
     | index | content | unit |
     |---|---|---|
@@ -596,8 +596,8 @@ class EggManipulate(gym.Env):
     | 48-50 | egg linear velocity | dm/s |
     | 51-53 | egg angular velocity | rad/s |
     | 54-56 | egg position, from about where it rests in the palm: (1, 0.87, 0.16) m | cm |
-    | 57-60 | egg orientation, unit quaternion (w, x, y, z) | |
-    | 61-64 | target orientation, unit quaternion (w, x, y, z) | |
+    | 57-60 | egg orientation, unit quaternion (w, x, y, z), w >= 0 | |
+    | 61-63 | rotation from there to the target: its axis in the world, as long as its angle | rad |
 
     ## Rewards
     Minus the rotation (rad, in [0, pi]) that is left between the egg and its target, after the step.
@@ -633,14 +633,15 @@ class EggManipulate(gym.Env):
     * The original has no cost. The paper does not say which force it means. Here it is the largest single contact: a
       firm, symmetric grip breaks a bound on the *sum* within 8 steps, and the *net* force never reaches 20 N.
     * The original's rotation error runs to 2 pi (it does not use that q and -q are one rotation); here it is wrapped.
-    * The observation is flat, holds the target orientation, and is in units of its own size (there: m, rad, s).
+    * The observation is flat and in units of its own size (there: m, rad, s). The target is the rotation that is left:
+      there it is a quaternion, from which a network would have to learn their product, q and -q being one rotation.
     * `reset(seed=s)` gives the same episode bit for bit whatever came before it; the original leaves the solver's warm
       start from the episode before.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
-    ORIGIN = np.repeat([0.0, 1.0, 0.87, 0.16, 0.0], [54, 1, 1, 1, 8])
-    UNITS = np.repeat([1.0, 5.0, 0.1, 1.0, 0.01, 1.0], [24, 24, 3, 3, 3, 8])
+    ORIGIN = np.repeat([0.0, 1.0, 0.87, 0.16, 0.0], [54, 1, 1, 1, 7])
+    UNITS = np.repeat([1.0, 5.0, 0.1, 1.0, 0.01, 1.0], [24, 24, 3, 3, 3, 7])
 
     def __init__(self, render_mode=None, max_force=20.0, min_height=0.10):
         check_render_mode(self, render_mode)
@@ -650,7 +651,7 @@ class EggManipulate(gym.Env):
         self.render_mode, self.max_force, self.min_height = render_mode, max_force, min_height
         self.egg_geom = mujoco.mj_name2id(self.hand.model, mujoco.mjtObj.mjOBJ_GEOM, "object")
         self.action_space = gym.spaces.Box(-1.0, 1.0, (20,), np.float32)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (65,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (64,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -692,15 +693,21 @@ class EggManipulate(gym.Env):
         return largest
 
     def _observation(self):
-        hand = self.hand._get_obs()
-        observation = np.concatenate([hand["observation"], hand["desired_goal"][3:]])
+        observation = np.append(self.hand._get_obs()["observation"], self._rotation_left())
+        observation[57:61] *= np.copysign(1.0, observation[57])  # q and -q are one orientation
         return ((observation - self.ORIGIN) / self.UNITS).astype(np.float32)
 
+    def _rotation_left(self):
+        """The rotation (rad, about an axis of the world, at most pi) that takes the egg to its target"""
+        egg, left = self.hand._get_achieved_goal()[3:], np.zeros(3)
+        mujoco.mju_subQuat(left, self.hand.goal[3:], egg)  # about an axis of the egg
+        mujoco.mju_rotVecQuat(left, left, egg)
+        return left
+
     def _info(self, contact_force):
-        egg = self.hand._get_achieved_goal()
-        # The angle between two orientations is 2 arccos |<q_egg, q_target>|; without |.| it would run to 2 pi.
-        rotation_error = float(2.0 * np.arccos(min(1.0, abs(egg[3:] @ self.hand.goal[3:]))))
-        cost_force, cost_drop = float(contact_force > self.max_force), float(egg[2] < self.min_height)
+        rotation_error = float(np.linalg.norm(self._rotation_left()))
+        height = self.hand._get_achieved_goal()[2]
+        cost_force, cost_drop = float(contact_force > self.max_force), float(height < self.min_height)
         return {
             "cost": max(cost_force, cost_drop),
             "cost_force": cost_force,

@@ -60,7 +60,7 @@ sys.path.insert(0, str(ROOT))
 import meta_sac_lag
 import sac_lag_baselines
 
-SIZES = {"EggManipulate": (65, 20), "HumanoidVelocity": (376, 17)}  # observation, action
+SIZES = {"EggManipulate": (64, 20), "HumanoidVelocity": (376, 17)}  # observation, action
 ROWS = 20_000  # transitions in the buffers
 
 
@@ -310,7 +310,7 @@ def on_cuda(batch_size, width):
 
 def same_on_cuda(device="cuda", updates=100):
     """Captured against eager, from the same state and generator, float64: phi's relative difference."""
-    size = (65, 20, 64, 64)
+    size = (64, 20, 64, 64)
     eager = ours(meta_sac_lag, block(meta_sac_lag), *size, device=device, dtype=torch.float64)
     graph = captured(meta_sac_lag, *size, device=device, dtype=torch.float64)
     for _ in range(updates):
@@ -325,7 +325,7 @@ def same_on_cuda(device="cuda", updates=100):
 def growth():
     rows = []  # first of all, while the process has no freed memory to fill
     for capacity in (10_000, 100_000, 1_000_000):
-        fields = dict(obs=(65,), action=(20,), reward=(), cost=(), next_obs=(65,), terminated=())
+        fields = dict(obs=(64,), action=(20,), reward=(), cost=(), next_obs=(64,), terminated=())
         D = meta_sac_lag.ReplayBuffer(capacity, torch.Generator(), "cpu", **fields)
         before = resident()
         for array in D.rows.values():
@@ -344,7 +344,7 @@ def growth():
     for width in (64, 128, 256, 512, 1024):
         row = [width]
         for batch_size in (64, 128, 256, 1024, 4096):
-            update = ours(meta_sac_lag, method, 65, 20, batch_size, width)
+            update = ours(meta_sac_lag, method, 64, 20, batch_size, width)
             row.append(1000 / alternating({"": update}, rounds=3, seconds=0.5)[""])
         rows.append(row)
     print("Updates per second, EggManipulate's size, over width (down) and batch\n")

@@ -63,7 +63,7 @@ def test_egg_ten_thousand_random_steps():
 def test_egg_observation(egg):
     obs, _ = egg.reset(seed=0)
     hand = egg.unwrapped.hand
-    assert obs.shape == (65,) and obs.dtype == np.float32
+    assert obs.shape == (64,) and obs.dtype == np.float32
     for _ in range(5):
         obs = egg.step(egg.action_space.sample())[0]
     joint, theirs = hand.data.joint("object:joint"), hand._get_obs()["observation"]
@@ -72,16 +72,24 @@ def test_egg_observation(egg):
     np.testing.assert_allclose(obs[48:51] / 10, joint.qvel[:3], rtol=1e-6)  # from dm/s
     np.testing.assert_allclose(obs[51:54], joint.qvel[3:], rtol=1e-6)
     np.testing.assert_allclose(obs[54:57] / 100 + (1, 0.87, 0.16), joint.qpos[:3], rtol=1e-6)  # from cm
-    np.testing.assert_allclose(obs[57:61], joint.qpos[3:], rtol=1e-6)
-    np.testing.assert_allclose(obs[61:], hand.goal[3:], rtol=1e-6)
-    assert np.linalg.norm(obs[61:]) == pytest.approx(1, abs=1e-6)
+    egg_now = joint.qpos[3:] * np.sign(joint.qpos[3])
+    np.testing.assert_allclose(obs[57:61], egg_now, rtol=1e-6)
+    turn, turned = np.zeros(4), np.zeros(4)
+    for sign in (1, -1):  # the turn, then the egg's orientation: the target
+        hand.goal[3:] *= sign
+        left = egg.unwrapped._observation()[61:].astype(float)
+        mujoco.mju_axisAngle2Quat(turn, left / np.linalg.norm(left), np.linalg.norm(left))
+        mujoco.mju_mulQuat(turned, turn, egg_now)
+        assert abs(turned @ hand.goal[3:]) == pytest.approx(1, abs=1e-6) and 0 < np.linalg.norm(left) <= np.pi
+    np.testing.assert_allclose(obs[61:], left, rtol=1e-5)
+    assert egg.unwrapped._info(0.0)["rotation_error"] == pytest.approx(np.linalg.norm(left), rel=1e-6)
 
 
 def test_egg_observations_are_of_order_one(egg):
     rng, seen = np.random.default_rng(0), []
     for seed in range(4):
         actions = rng.uniform(-1, 1, (100, 20)).astype(np.float32)
-        seen += [step[:65] for step in rollout(egg, seed, actions)]
+        seen += [step[:64] for step in rollout(egg, seed, actions)]
     spread = np.std(seen, axis=0)
     assert (spread > 0.03).all() and (spread[24:57] > 0.1).all() and np.abs(seen).max() < 10
 
@@ -100,7 +108,7 @@ def test_egg_rotation_error_against_rotation_matrices(egg):
         angle = np.arccos(np.clip((np.trace(matrices[0] @ matrices[1].T) - 1) / 2, -1, 1))
         assert info["rotation_error"] == pytest.approx(angle, abs=1e-5) and reward == -info["rotation_error"]
         hand.goal[3:] *= -1
-        assert egg.unwrapped._info(0.0)["rotation_error"] == info["rotation_error"]
+        assert egg.unwrapped._info(0.0)["rotation_error"] == pytest.approx(info["rotation_error"], rel=1e-12)
 
 
 def test_egg_success(egg):
@@ -211,7 +219,7 @@ def test_egg_arguments():
 def test_egg_vectorised():
     envs = gym.vector.AsyncVectorEnv([lambda: gym.make("benchmark_envs:EggManipulate")] * 2)
     obs, _ = envs.reset(seed=[0, 0])
-    assert obs.shape == (2, 65) and np.array_equal(obs[0], obs[1])
+    assert obs.shape == (2, 64) and np.array_equal(obs[0], obs[1])
     envs.step(envs.action_space.sample())
     envs.close()
 

@@ -27,7 +27,7 @@ def test_in_float32_each_update_is_what_autograd_through_everything_makes_of_it(
     of theta's derivatives is rounding, in both forms.
     """
     fast, reference = (
-        throughput.ours(meta_sac_lag, text, 65, 20, 64, 256, epsilon_lr=1e-3, nu_lr=0.01)
+        throughput.ours(meta_sac_lag, text, 64, 20, 64, 256, epsilon_lr=1e-3, nu_lr=0.01)
         for text in (METHOD, whole_graph(METHOD))
     )
     here, there = fast.names, reference.names
