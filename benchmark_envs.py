@@ -371,8 +371,8 @@ class PushTopple(gym.Env):
     | 3 | the fingers; has no effect, they are kept closed (FetchPush has it, too) | |
 
     ## Observation Space
-    `Box(-inf, inf, (28,), float32)`: FetchPush's 25 numbers and the goal, positions from the middle of the table's top,
-    (1.3, 0.75, 0.4) m.
+    `Box(-inf, inf, (31,), float32)`: FetchPush's 25 numbers, the goal, and the way to where the gripper has to push.
+    Positions are from the middle of the table's top, (1.3, 0.75, 0.4) m.
 
     | index | content | unit |
     |---|---|---|
@@ -386,6 +386,7 @@ class PushTopple(gym.Env):
     | 20-22 | gripper velocity | dm/s |
     | 23-24 | finger velocities, right and left; close to 0 | dm/s |
     | 25-27 | goal; its z is that of the standing box and never changes | dm |
+    | 28-30 | where the gripper has to push (see Rewards) minus gripper position | dm |
 
     ## Rewards
     After the step, in dm, with
@@ -440,7 +441,7 @@ class PushTopple(gym.Env):
     * An action of 1 is 0.02 m, not 0.05 m. With those, exploring topples: a push as above, with noise of standard
       deviation 0.6 on its actions, toppled 23 boxes of 31 and brought 2 to their goals; with 0.02 m it is 3 and 16.
     * The paper gives none of the box's numbers, nor the angle or the horizon. All are ours.
-    * The observation is flat and holds the goal.
+    * The observation is flat and holds the goal, and the point behind the box that `reward_type="reach"` speaks of.
     * `reset(seed=s)` gives the same episode bit for bit whatever came before it, and rendering does not change it.
       The original's reset leaves the mocap body, by which actions pull the gripper, where the last action put it.
       That enters the accelerations that reset computes, from which the solver starts the first step (differences of
@@ -448,8 +449,8 @@ class PushTopple(gym.Env):
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
-    ORIGIN = np.array([1.3, 0.75, 0.4] * 2 + [0.0] * 19 + [1.3, 0.75, 0.4])  # m, the middle of the table's top
-    UNITS = np.repeat([0.1, 1.0, 0.004, 0.04, 0.004, 0.1], [11, 3, 3, 3, 5, 3])  # of FetchPush's m, rad, m/0.04 s, ...
+    ORIGIN = np.array([1.3, 0.75, 0.4] * 2 + [0.0] * 19 + [1.3, 0.75, 0.4] + [0.0] * 3)  # m: the table's middle
+    UNITS = np.repeat([0.1, 1.0, 0.004, 0.04, 0.004, 0.1], [11, 3, 3, 3, 5, 6])  # of FetchPush's m, rad, m/0.04 s, ...
 
     def __init__(
         self,
@@ -473,7 +474,7 @@ class PushTopple(gym.Env):
         self.behind = max(size[:2]) / 2 + 0.04  # m, from the box's centre: 1.5 cm are the fingers, the rest is room
         self._set_box(np.array(size) / 2, mass, friction)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (28,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (31,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -526,6 +527,9 @@ class PushTopple(gym.Env):
         self.settled = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(model, data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
 
+    def _way_to_push(self):
+        return self._pushing_point() - self.fetch.data.site("robot0:grip").xpos
+
     def _pushing_point(self):
         """Where the gripper pushes the box towards the goal: behind it, fingertips 4 cm up. Nearer than 5 cm to the
         goal it moves into the box, since the direction is lost there."""
@@ -545,18 +549,18 @@ class PushTopple(gym.Env):
         joint.qpos[:], data.qvel[:] = pose, 0.0
         self.fetch._step_callback()  # closes the fingers, computes what follows from qpos
         at_goal = np.linalg.norm(pose[:3] - self.fetch.goal) < self.fetch.distance_threshold
-        if at_goal or np.linalg.norm(data.site("robot0:grip").xpos - point) > 0.01:
+        if at_goal or np.linalg.norm(self._way_to_push()) > 0.01:
             mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
             mujoco.mj_forward(model, data)
 
     def _observation(self, obs):
-        obs = np.concatenate([obs["observation"], obs["desired_goal"]])
+        obs = np.concatenate([obs["observation"], obs["desired_goal"], self._way_to_push()])
         return ((obs - self.ORIGIN) / self.UNITS).astype(np.float32)
 
     def _reward(self, info):
         if self.reward_type == "sparse":
             return info["is_success"] - 1.0
-        away = np.linalg.norm(self.fetch.data.site("robot0:grip").xpos - self._pushing_point())
+        away = np.linalg.norm(self._way_to_push())
         return -10.0 * (info["distance"] + (0.5 * float(away) if self.reward_type == "reach" else 0.0))
 
     def _info(self):

@@ -128,7 +128,7 @@ def test_push_starts_as_fetchpush_does(push):
 
 def test_push_observation_in_its_units(push):
     obs, info = push.reset(seed=0)
-    assert obs.shape == (28,) and obs.dtype == np.float32
+    assert obs.shape == (31,) and obs.dtype == np.float32
     assert (info["cost"], info["cost_topple"], info["cost_off_table"]) == (0.0, 0.0, 0.0)
     for action in ACTIONS[:20]:
         obs, _, _, _, info = push.step(action)
@@ -149,8 +149,8 @@ def test_push_observation_in_its_units(push):
 
 def test_push_observations_are_of_order_one(push):
     """Under random actions: of what moves, all but the box's rotations, which are small until it topples."""
-    seen = np.array([step[:28] for seed in range(15) for step in rollout(push, seed, ACTIONS)])
-    moving = [*range(5), *range(6, 9), 14, 15, 16, 20, 21, 22, 25, 26]
+    seen = np.array([step[:31] for seed in range(15) for step in rollout(push, seed, ACTIONS)])
+    moving = [*range(5), *range(6, 9), 14, 15, 16, 20, 21, 22, 25, 26, 28, 29, 30]
     assert (seen[:, moving].std(0) > 0.15).all() and (seen[:, moving].std(0) < 2).all()
     assert (np.abs(np.delete(seen, range(17, 20), 1)) < 6).all()
 
@@ -165,6 +165,7 @@ def test_push_reward(push):
         gap = (obs[25:28] - obs[3:6])[:2]
         point = np.append(obs[3:5] - 0.65 * gap / np.linalg.norm(gap), 0.585)
         left, away = np.linalg.norm(obs[25:28] - obs[3:6]), np.linalg.norm(obs[:3] - point)
+        np.testing.assert_allclose(obs[28:31], point - obs[:3], atol=1e-5)
         assert left > 0.5 and 10 * info["distance"] == pytest.approx(left, abs=1e-5)
         assert reward == pytest.approx(-left - 0.5 * away, abs=1e-5) and type(reward) is float
         assert dense.step(action)[1] == pytest.approx(-left, abs=1e-5) and sparse.step(action)[1] == -1.0
@@ -339,7 +340,7 @@ def test_push_too_high_topples(push):
 def test_push_over_the_edge():
     """Along y, out over the edge, 3.5 dm from the middle; a tilt alone is allowed here, since it comes first."""
     env, policy = gym.make("benchmark_envs:PushTopple", max_tilt=181.0, max_episode_steps=150), SafePush()
-    info = episode(env, 4, lambda obs: policy(np.concatenate([obs[:25], [obs[3], 12.5, obs[27]]])))
+    info = episode(env, 4, lambda obs: policy(np.concatenate([obs[:25], [obs[3], 12.5], obs[27:]])))
     assert (info["cost_topple"], info["cost_off_table"], info["cost"]) == (0.0, 1.0, 1.0)
     env.close()
 
@@ -418,7 +419,7 @@ def test_push_an_unknown_reward_or_start_is_refused():
 def test_push_vectorised():
     envs = gym.vector.AsyncVectorEnv([lambda: gym.make("benchmark_envs:PushTopple")] * 2)
     obs, _ = envs.reset(seed=[0, 0])
-    assert obs.shape == (2, 28) and np.array_equal(obs[0], obs[1])
+    assert obs.shape == (2, 31) and np.array_equal(obs[0], obs[1])
     envs.step(envs.action_space.sample())
     envs.close()
 
