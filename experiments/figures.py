@@ -185,6 +185,36 @@ def figure_tasks(runs, path):
     fig.savefig(path, dpi=90)
 
 
+def figure_reliability(runs, path):
+    """What Q_c promises against what comes, at the states that the last policy comes through, in ten bins; a point is
+    as large as its bin is full. Below the diagonal Q_c promises too much."""
+    runs = {pair: of_seeds for pair, of_seeds in runs.items() if reliability(of_seeds)}
+    fig, columns, _ = axes_of(1, runs)
+    for (env_id, algo), of_seeds in runs.items():
+        (ax,), (promised, got, states) = columns[env_id], reliability(of_seeds)
+        style = dict(color=f"C{list(NAMES).index(algo)}", label=NAMES[algo])
+        ax.plot([0, 1], [0, 1], color="0.8", lw=1)
+        ax.plot(promised, got, lw=1, **style | dict(label=None))
+        ax.scatter(promised, got, s=200 * np.sqrt(states / sum(states)), alpha=0.6, **style)
+        ax.set(title=env_id, xlabel="Q_c promises", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        ax.legend(fontsize=7)
+    fig.axes[0].set_ylabel("comes")
+    fig.savefig(path, dpi=90)
+
+
+def reliability(of_seeds):
+    """Arrays of what Q_c promises, what comes and how many states, bin by bin, over all seeds; () where none has it"""
+    bins = {}
+    for curves in of_seeds.values():
+        for k in range(10):
+            if f"critics/bin{k}_states" in curves:
+                names = ("states", "promised", "got")
+                states, promised, got = (curves[f"critics/bin{k}_{name}"][-1, 1] for name in names)
+                bins.setdefault(k, []).append((promised * states, got * states, states))
+    totals = np.array([np.sum(bins[k], axis=0) for k in sorted(bins)]).T
+    return (totals[0] / totals[2], totals[1] / totals[2], totals[2]) if bins else ()
+
+
 def figure_threshold(runs, path):
     """epsilon beside E[Q_c], and nu, of the three algorithms that have L as Eq. 11 has it."""
     fig, columns, axes = axes_of(4, runs)
@@ -289,6 +319,7 @@ STARTED = MEASURES | {"ε after a fifth": lambda c: np.interp(c["meta/epsilon"][
 
 
 TASKS = {name: MEASURES[name] for name in MEASURES if "promises" not in name and "gets" not in name} | {
+    "Q_c's calibration error": lambda c: c.get("critics/calibration_error", [[np.nan, np.nan]])[-1][1],
     "evaluated: success": lambda c: c["eval/success"][-1, 1] if "eval/success" in c else np.nan,
     "steps": lambda c: c["charts/violations_total"][-1, 0],
 }
@@ -466,6 +497,8 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
         of_tasks = runs if folder.name.startswith("tasks") else {}
         if any(algo in LABELS for _, algo in of_tasks):
             figures.append((figure_tasks, of_tasks, "figure"))
+        if any(map(reliability, runs.values())):
+            figures.append((figure_reliability, runs, "reliability"))
         if folders and not (compared or controls or of_arms or of_grid or of_tasks if table else figures):
             print(f"note: nothing in {folder} is enough for a {'table' if table else 'figure'}", file=sys.stderr)
         if table:

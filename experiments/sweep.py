@@ -245,10 +245,13 @@ def write_csv(run, run_dir, path, facts):
 
 
 def critics(run_dir, episodes):
-    """What the last critics promise at initial states for pi, and what pi then gets: name and mean over episodes.
+    """What the last critics promise for pi, and what pi then gets: name and value.
 
-    `r`: of shifted and scaled rewards and entropy, discounted by gamma_r (in RCPO less nu Q_c), as Q_r has it; `c`:
-    gamma_c^t for a violation at step t. Where an episode was truncated the critic's own value of its end is added.
+    At initial states, means over episodes: `r`: of shifted and scaled rewards and entropy, discounted by gamma_r (in
+    RCPO less nu Q_c), as Q_r has it; `c`: gamma_c^t for a violation at step t. Where an episode was truncated the
+    critic's own value of its end is added. At all states that pi comes through, Q_c's reliability: of those where it
+    promises 0.1 k to 0.1 (k + 1), `bin{k}`, how many, what it promises and what comes; and the expected calibration
+    error, the mean of |promised - got| over bins, weighted by how many.
     """
     sys.path[:0] = [str(ROOT)]
     from meta_sac_lag import Actor, TwinCritic, episode_seed, make_env
@@ -262,7 +265,7 @@ def critics(run_dir, episodes):
     alpha, nu = saved["tensors"]["log_alpha"].exp().item(), saved["tensors"]["nu"].item()
     penalty = nu if args.get("algo", "").startswith("rcpo") else 0.0
     env = make_env(args["env_id"], SimpleNamespace(capture_video=False, real_robot=False, robot_ip=""))
-    found = []
+    at_start, at_all = [], []
 
     def act(obs):
         """-> a ~ pi, its entropy bonus, min Q_r, max Q_c"""
@@ -275,20 +278,29 @@ def critics(run_dir, episodes):
     for k in range(episodes):
         obs, _ = env.reset(seed=episode_seed(args["seed"], k, stream=1))
         action, _, promised_r, q_c = act(obs)
-        promised_c, got_r, got_c, t, done = q_c, 0.0, 0.0, 0, False
+        promised_c, got_r, t, done = [], 0.0, 0, False
         while not done:
+            promised_c.append(q_c)
             obs, reward, terminated, truncated, info = env.step(action)
             reward = args["reward_scale"] * (reward + args["reward_shift"])
             got_r += args["gamma_r"] ** t * (reward - penalty * q_c)
-            got_c += args["gamma_c"] ** t * info["cost"]
             t, done = t + 1, terminated or truncated
             if not terminated:
                 action, bonus, q_r, q_c = act(obs)
                 got_r += args["gamma_r"] ** t * (bonus + q_r * done)
-                got_c += args["gamma_c"] ** t * q_c * done
-        found.append((promised_r, got_r, promised_c, got_c))
+        end = info["cost"] if terminated else args["gamma_c"] * q_c
+        got_c = [end * args["gamma_c"] ** (t - 1 - i) for i in range(t)]
+        at_start.append((promised_r, got_r, promised_c[0], got_c[0]))
+        at_all += zip(promised_c, got_c)
     env.close()
-    return zip(("promised_r", "got_r", "promised_c", "got_c"), np.mean(found, 0))
+    found = list(zip(("promised_r", "got_r", "promised_c", "got_c"), np.mean(at_start, 0)))
+    promised_c, got_c = np.array(at_all).T
+    bins, error = np.minimum(promised_c * 10, 9).astype(int), 0.0
+    for k in np.unique(bins):
+        promised, got = promised_c[bins == k].mean(), got_c[bins == k].mean()
+        error += abs(promised - got) * np.mean(bins == k)
+        found += [(f"bin{k}_states", (bins == k).sum()), (f"bin{k}_promised", promised), (f"bin{k}_got", got)]
+    return [*found, ("calibration_error", error)]
 
 
 def machine():

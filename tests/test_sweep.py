@@ -476,6 +476,9 @@ gym.register("Known-v0", Known)
     values = found()  # the least of Q_r, the greatest of Q_c
     assert values["promised_r"] == 7 and values["promised_c"] == 0.5
     assert values["got_c"] == pytest.approx(0.8**2)
+    came = np.mean([0.64, 0.8, 1])  # from the three states of an episode, all in the bin from 0.5 to 0.6
+    assert (values["bin5_states"], values["bin5_promised"]) == (6, 0.5) and "bin4_states" not in values
+    assert values["bin5_got"] == pytest.approx(came) and values["calibration_error"] == pytest.approx(came - 0.5)
     assert values["got_r"] == pytest.approx(20 * (1 + 0.9 + 0.81))
     assert found(reward_shift=-0.5)["got_r"] == pytest.approx(15 * (1 + 0.9 + 0.81))
     values = found(algo="rcpo-sacv2")  # less nu Q_c at every step
@@ -483,7 +486,19 @@ gym.register("Known-v0", Known)
     sys.modules["known_env"].Known.violates = False  # truncated at step 5: the critics' own value of the end
     values = found()
     assert values["got_c"] == pytest.approx(0.8**5 * 0.5)
+    assert values["bin5_got"] == pytest.approx(np.mean(0.5 * 0.8 ** np.arange(1, 6)))
     assert values["got_r"] == pytest.approx(20 * (1 - 0.9**5) / 0.1 + 0.9**5 * 7)
+
+
+def test_reliability_is_of_the_states_of_all_seeds():
+    def of_seed(**values):
+        return {f"critics/{name}": np.array([[9.0, value]]) for name, value in values.items()}
+
+    one = of_seed(bin0_states=30, bin0_promised=0.02, bin0_got=0.0, bin7_states=10, bin7_promised=0.7, bin7_got=0.5)
+    other = of_seed(bin0_states=10, bin0_promised=0.06, bin0_got=0.2)
+    promised, got, states = figures.reliability({1: one, 2: other})
+    assert promised == pytest.approx([0.03, 0.7]) and got == pytest.approx([0.05, 0.5]) and states.tolist() == [40, 10]
+    assert figures.reliability({1: {}}) == ()
 
 
 def test_interquartile_means_and_their_intervals():
