@@ -353,14 +353,12 @@ class PushTopple(gym.Env):
     """
     ## Description
     A robot arm must "relocate a box without toppling it" (Appendix C). The code of the paper's PushTopple is not
-    public. This one is built on Gymnasium-Robotics' `FetchPush-v2`, with a box of 5 x 5 x 10 cm in the
+    public. This one is built on Gymnasium-Robotics' `FetchPush-v2`, with a box of 6 x 6 x 10 cm in the
     place of the cube. It stands on its square face; pushed too high, too low or too fast, it falls. One step is 0.04 s
     (20 substeps of 2 ms).
 
-    Where to push: with friction mu, a push higher above the table than half the box's width over mu, here 5 cm, tips it
-    over its far edge. With the fingertips below 3 cm the palm, 7.1 cm above them, hits the top of the box. A scripted
-    push at 0.5 m/s, the fastest there is, with the fingertips at 3 to 5 cm toppled it in 0 of 45 starts, at 0 to 2 cm
-    in 7 of 45, at 6 cm in 11 of 15.
+    Where to push: with friction mu, a push higher above the table than half the box's width over mu, here 6 cm, tips it
+    over its far edge. With the fingertips below 3 cm the palm, 7.1 cm above them, hits the top of the box.
 
     ## Action Space
     `Box(-1, 1, (4,), float32)`. Values outside are clipped.
@@ -391,15 +389,15 @@ class PushTopple(gym.Env):
     ## Rewards
     After the step, in dm, with
     * `reward_type="reach"` (ours): minus the distance between box and goal, minus half that between the gripper and
-      where it has to push: 6.5 cm behind the box, as seen from the goal, fingertips 4 cm up. Nearer than 5 cm to the
+      where it has to push: 7 cm behind the box, as seen from the goal, fingertips 4 cm up. Nearer than 5 cm to the
       goal that point moves into the box, since the direction is lost there;
     * `reward_type="dense"`: minus the distance between box and goal;
     * `reward_type="sparse"`: 0 within 0.5 dm of it, -1 elsewhere.
 
-    All of it is negative, so that an early violation *raises* the episode's return: standing still for 100 steps is
-    -292, pushing as above -132, pushing at 7 cm and so knocking the box over -85. Never read the return without the
-    violation rate. With 5 added to each step that does not pay: 203, 368 and 82 (30 starts each). In 5 of 1000 starts
-    standing still costs more than that, up to 5.16 a step, but not once the gripper is at the box.
+    All of it is negative, so that an early violation *raises* the episode's return: standing still for 50 steps is
+    -96, pushing the box there -37 (`scripted_push`: 197 of 200 succeed, none topples), pushing at 9 cm and so knocking
+    it over about -20. Never read the return without the violation rate. With 3.6 added to each step, which is what
+    standing still behind the box costs at most, that does not pay: 84, 143 and 14.
 
     ## Cost
     | info key | 1.0 when, after the step |
@@ -414,32 +412,35 @@ class PushTopple(gym.Env):
     a float, 0.0 or 1.0).
 
     ## Starting State
-    FetchPush's: the closed gripper at (1.348, 0.749, 0.414) m, its fingertips on the table. The box stands within
-    0.15 m of it in x and in y, at least 0.10 m away; the goal is anywhere within 0.15 m in x and in y. The distance
-    between box and goal has median 0.17 m; 7 % of the starts are a success already (3000 resets).
+    The closed gripper where it has to push (see Rewards). Box and goal are FetchPush's: both within 0.15 m of
+    (1.348, 0.749) m in x and in y, the box at least 0.10 m away from there. Drawn again where the box is at its goal
+    already or the arm does not reach behind it: one draw in six.
 
-    With `start="push"`, meant for training, half of the episodes, drawn at random, begin with the gripper where it has
-    to push (see Rewards), unless the box is at its goal or the arm does not reach there: 40 % do (1000 resets).
+    With `start="rest"` the gripper starts as FetchPush's does, at that point, its fingertips on the table: mostly it has
+    to go around the box or over it, and 7 % of the starts are a success (3000 resets).
 
     ## Episode End
-    Terminates on a violation. Truncates after 100 steps (4 s). Success does not end it.
+    Terminates on a violation. Truncates after 50 steps (2 s), as in FetchPush. Success does not end it.
 
     ## Arguments
     | argument | default | meaning |
     |---|---|---|
     | `render_mode` | None | "rgb_array" or "human" |
-    | `size` | (0.05, 0.05, 0.10) | m, the box's edges in x, y, z |
+    | `size` | (0.06, 0.06, 0.10) | m, the box's edges in x, y, z |
     | `mass` | 1.0 | kg |
     | `friction` | 0.5 | between the box and whatever touches it (table, fingers) |
-    | `max_tilt` | 30.0 | degrees; this box tips over at 26.6; from 30 none came back (0 of 37) |
+    | `max_tilt` | 30.0 | degrees; by itself this box tips over from 31 on |
     | `reward_type` | "reach" | or "dense", "sparse" |
-    | `start` | "rest" | or "push" |
+    | `start` | "behind" | or "rest" |
 
     ## Differences from the original
     * `FetchPush-v2` has a cube of 5 cm, 2 kg, friction 1, no cost, and never terminates; its reward is sparse, its
       units are m and steps of 0.04 s, and its episodes have 50 steps and begin as with "rest".
-    * An action of 1 is 0.02 m, not 0.05 m. With those, exploring topples: a push as above, with noise of standard
-      deviation 0.6 on its actions, toppled 23 boxes of 31 and brought 2 to their goals; with 0.02 m it is 3 and 16.
+    * An action of 1 is 0.02 m, not 0.05 m, and the box is 6 cm wide, not 5 cm, or exploring topples it, and a critic
+      learns that pushing does: a push with noise of standard deviation 0.6 on its actions toppled 23 of 31 boxes with
+      both of the latter, 0.25 of them with 0.02 m and 5 cm, and 0.1 with 0.02 m and 6 cm.
+    * It starts behind the box. From FetchPush's start the way to there is around or over the box: nobody found it in
+      25,000 steps, with a term for it in the reward, and with half of the episodes begun along a script.
     * The paper gives none of the box's numbers, nor the angle or the horizon. All are ours.
     * The observation is flat and holds the goal, and the point behind the box that `reward_type="reach"` speaks of.
     * `reset(seed=s)` gives the same episode bit for bit whatever came before it, and rendering does not change it.
@@ -455,17 +456,17 @@ class PushTopple(gym.Env):
     def __init__(
         self,
         render_mode=None,
-        size=(0.05, 0.05, 0.10),
+        size=(0.06, 0.06, 0.10),
         mass=1.0,
         friction=0.5,
         max_tilt=30.0,
         reward_type="reach",
-        start="rest",
+        start="behind",
     ):
         check_render_mode(self, render_mode)
         for name, value, known in [
             ("reward_type", reward_type, ("reach", "dense", "sparse")),
-            ("start", start, ("rest", "push")),
+            ("start", start, ("behind", "rest")),
         ]:
             if value not in known:
                 raise ValueError(f"{name} has to be one of {', '.join(known)}, but it is {value!r}")
@@ -479,11 +480,12 @@ class PushTopple(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.fetch.np_random = self.np_random
-        # All that the next step depends on; FetchPush's reset would leave the mocap and the solver's warm start.
-        mujoco.mj_setState(self.fetch.model, self.fetch.data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
-        self.fetch.reset()
-        if self.start == "push" and self.np_random.random() < 0.5:
-            self._begin_behind_the_box()
+        begun = False
+        while not begun:
+            # All that the next step depends on; FetchPush's reset would leave the mocap and the solver's warm start.
+            mujoco.mj_setState(self.fetch.model, self.fetch.data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
+            self.fetch.reset()
+            begun = self.start == "rest" or self._begin_behind_the_box()
         if self.render_mode == "human":
             self.render()
         return self._observation(self.fetch._get_obs()), self._info()
@@ -527,6 +529,14 @@ class PushTopple(gym.Env):
         self.settled = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(model, data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
 
+    def scripted_push(self):
+        """The action (4,) of a script that pushes the box, from behind it, ahead to the goal."""
+        gap, way = (self.fetch.goal - self.fetch.data.body("object0").xpos)[:2], self._way_to_push()
+        ahead = gap / np.linalg.norm(gap)
+        beside = way[:2] - (way[:2] @ ahead) * ahead
+        move = np.append(0.02 * ahead + 3.0 * beside, 0.5 * way[2]) if np.linalg.norm(gap) > 0.045 else np.zeros(3)
+        return np.append(move / 0.02, 0.0).clip(-1, 1).astype(np.float32)
+
     def _way_to_push(self):
         return self._pushing_point() - self.fetch.data.site("robot0:grip").xpos
 
@@ -538,20 +548,16 @@ class PushTopple(gym.Env):
         return np.append(box[:2] - self.behind * ahead, 0.4585)
 
     def _begin_behind_the_box(self):
-        """Moves the gripper to the pushing point, unless the box is at its goal or the arm does not reach."""
-        model, data = self.fetch.model, self.fetch.data
-        state, joint = self.settled.copy(), data.joint("object0:joint")
-        mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        """Moves the gripper to the pushing point. -> whether the arm reaches there, and the box is not at its goal"""
+        data, joint = self.fetch.data, self.fetch.data.joint("object0:joint")
         pose, point = joint.qpos.copy(), self._pushing_point()
         data.mocap_pos[0] = point + [0.0, 0.0, 0.02]  # it pulls the gripper at its wrist, 2 cm above
         joint.qpos[2] += 5.0  # out of the way
-        mujoco.mj_step(model, data, nstep=100)
+        mujoco.mj_step(self.fetch.model, data, nstep=100)
         joint.qpos[:], data.qvel[:] = pose, 0.0
         self.fetch._step_callback()  # closes the fingers, computes what follows from qpos
         at_goal = np.linalg.norm(pose[:3] - self.fetch.goal) < self.fetch.distance_threshold
-        if at_goal or np.linalg.norm(self._way_to_push()) > 0.01:
-            mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-            mujoco.mj_forward(model, data)
+        return not at_goal and np.linalg.norm(self._way_to_push()) < 0.01
 
     def _observation(self, obs):
         obs = np.concatenate([obs["observation"], obs["desired_goal"], self._way_to_push()])
@@ -1147,7 +1153,7 @@ SAFETY_GYMNASIUM_STEPS = {
 gym.register("HumanoidVelocity", entry_point="benchmark_envs:HumanoidVelocity", max_episode_steps=1000)
 gym.register("FrankaDrawerClose", entry_point="benchmark_envs:FrankaDrawerClose", max_episode_steps=192)
 gym.register("CarCircle2", entry_point="benchmark_envs:CarCircle2", max_episode_steps=500)
-gym.register("PushTopple", entry_point="benchmark_envs:PushTopple", max_episode_steps=100)
+gym.register("PushTopple", entry_point="benchmark_envs:PushTopple", max_episode_steps=50)
 gym.register("EggManipulate", entry_point="benchmark_envs:EggManipulate", max_episode_steps=100)
 if sys.modules.get("safety_gymnasium"):  # somebody else's import: its own are put aside first
     import_safety_gymnasium()

@@ -39,10 +39,10 @@ TABLE_2 = ("Sim1", "Sim2", "Sim3", "Sim4")  # its rows: Pour Coffee's settings
 # steps cost, a violation pays: it ends them), and arguments in training: where its episodes start
 ENVIRONMENTS = {
     "HumanoidVelocity": ("benchmark_envs", 0.4, 10.0, 10.0, 1.0, 0.0, {}),
-    "FrankaDrawerClose": ("benchmark_envs", 0.6, 10.0, 10.0, 5.0, 2.5, {"start": "close"}),
+    "FrankaDrawerClose": ("benchmark_envs", 0.6, 50.0, 50.0, 5.0, 2.5, {"start": "close"}),
     "CarCircle2": ("benchmark_envs", 0.5, 100.0, 1.0, 20.0, 0.0, {}),
-    "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0, 1.0, 5.0, {"start": "push"}),
-    "EggManipulate": ("benchmark_envs", 0.5, 100.0, 1.0, 1.0, 3.2, {}),
+    "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0, 20.0, 3.6, {}),
+    "EggManipulate": ("benchmark_envs", 0.5, 1000.0, 10.0, 10.0, 3.2, {}),
     **{f"PourCoffee{n}": ("pour_coffee_env", 0.5, 50.0, 50.0, 5.0, 0.0, {"start": "pour"}) for n in ("", *TABLE_2)},
 }  # epsilon and nu for PourCoffee and for any other environment are ours, untuned
 

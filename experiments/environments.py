@@ -79,6 +79,7 @@ def random(episodes=100):
             "script": {
                 "PourCoffee": lambda policy, obs: policy(obs).astype(np.float32),
                 "FrankaDrawerClose": lambda policy, obs: env.unwrapped.scripted_close(),
+                "PushTopple": lambda policy, obs: env.unwrapped.scripted_push(),
             }.get(env_id),
         }[algo]
         if act is None:

@@ -224,7 +224,7 @@ def test_egg_vectorised():
     envs.close()
 
 
-STEPS = {"HumanoidVelocity": 1000, "FrankaDrawerClose": 192, "CarCircle2": 500, "PushTopple": 100, "EggManipulate": 100}
+STEPS = {"HumanoidVelocity": 1000, "FrankaDrawerClose": 192, "CarCircle2": 500, "PushTopple": 50, "EggManipulate": 100}
 IDS = list(STEPS)
 
 

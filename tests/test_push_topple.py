@@ -22,7 +22,15 @@ ACTIONS = np.random.default_rng(0).uniform(-1, 1, (100, 4)).astype(np.float32)
 
 @pytest.fixture
 def push():
-    env = gym.make("benchmark_envs:PushTopple", render_mode="rgb_array")
+    """From FetchPush's start, and long enough to go around the box."""
+    env = gym.make("benchmark_envs:PushTopple", start="rest", render_mode="rgb_array", max_episode_steps=100)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def behind():
+    env = gym.make("benchmark_envs:PushTopple")
     yield env
     env.close()
 
@@ -51,7 +59,7 @@ class SafePush:
         grip, box, goal = obs[:3], obs[3:6], obs[25:28]
         left = np.linalg.norm(goal - box)
         ahead = (goal - box)[:2] / left
-        behind = box[:2] - 0.065 * ahead
+        behind = box[:2] - 0.07 * ahead
         if left < 0.045:
             self.phase = "stop"
         if self.phase == "lift":
@@ -101,7 +109,8 @@ def test_push_same_seed_same_episode_whatever_came_before(push):
     assert same(rollout(push, 3, ACTIONS, render=True), first)  # rendering does not change the episode
     assert not same(rollout(push, 4, ACTIONS), first)
     code = "import sys; sys.path.insert(0, 'tests'); import numpy as np, gymnasium as gym, test_push_topple as t; " \
-        "print(np.concatenate(t.rollout(gym.make('benchmark_envs:PushTopple'), 3, t.ACTIONS)).sum(dtype=float).hex())"
+        "env = gym.make('benchmark_envs:PushTopple', start='rest', max_episode_steps=100); " \
+        "print(np.concatenate(t.rollout(env, 3, t.ACTIONS)).sum(dtype=float).hex())"
     other_process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other_process.stdout.strip() == np.concatenate(first).sum(dtype=float).hex()
 
@@ -157,13 +166,15 @@ def test_push_observations_are_of_order_one(push):
 
 def test_push_reward(push):
     """Distances in dm: of the box to the goal, and half that of the gripper to where it has to push."""
-    dense, sparse = (gym.make("benchmark_envs:PushTopple", reward_type=name) for name in ("dense", "sparse"))
+    dense, sparse = (
+        gym.make("benchmark_envs:PushTopple", start="rest", reward_type=name) for name in ("dense", "sparse")
+    )
     for env in (push, dense, sparse):
         env.reset(seed=0)
     for action in ACTIONS[:20]:
         obs, reward, _, _, info = push.step(action)
         gap = (obs[25:28] - obs[3:6])[:2]
-        point = np.append(obs[3:5] - 0.65 * gap / np.linalg.norm(gap), 0.585)
+        point = np.append(obs[3:5] - 0.7 * gap / np.linalg.norm(gap), 0.585)
         left, away = np.linalg.norm(obs[25:28] - obs[3:6]), np.linalg.norm(obs[:3] - point)
         np.testing.assert_allclose(obs[28:31], point - obs[:3], atol=1e-5)
         assert left > 0.5 and 10 * info["distance"] == pytest.approx(left, abs=1e-5)
@@ -178,75 +189,78 @@ def test_push_pushing_point_near_the_goal(push):
     """Within 5 cm it moves, without a jump, into the box: the direction to the goal is lost there."""
     push.reset(seed=0)
     fetch, box = push.unwrapped.fetch, push.unwrapped.fetch.data.body("object0").xpos
-    for left, behind in ((0.1, 0.065), (0.05, 0.065), (0.025, 0.0325), (0.0, 0.0)):
+    for left, behind in ((0.1, 0.07), (0.05, 0.07), (0.025, 0.035), (0.0, 0.0)):
         fetch.goal = box + [0.6 * left, -0.8 * left, 0.0]
         expected = [box[0] - 0.6 * behind, box[1] + 0.8 * behind, 0.4585]
         np.testing.assert_allclose(push.unwrapped._pushing_point(), expected, atol=1e-12)
 
 
-def test_push_doing_it_pays_more_than_nothing_and_nothing_more_than_toppling(push):
-    """Returns with the learner's shift of 5 a step, with which a violation, which ends them, does not pay."""
-
-    def returns(policy):
-        result = []
-        for seed in range(20):
-            obs, act, total, ended = push.reset(seed=seed)[0], policy(), 0.0, False
-            while not ended:
-                obs, reward, terminated, truncated, _ = push.step(act(obs))
-                total, ended = total + reward + 5, terminated or truncated
-            result.append((total, terminated))
-        return np.array(result).T
-
-    pushing, (nothing, _) = returns(SafePush)[0], returns(lambda: lambda obs: np.zeros(4, np.float32))
-    toppling, toppled = returns(lambda: SafePush(low=0.49))
-    toppled = toppled > 0
-    assert toppled.sum() >= 15 and (pushing > toppling)[toppled].all() and pushing.mean() > nothing.mean() + 100
-    assert nothing[toppled].mean() > toppling[toppled].mean() + 70 and nothing.min() > -20
+def test_push_starts_behind_the_box(behind):
+    """Beside a box at rest, which the gripper does not touch; box and goal are where FetchPush may put them."""
+    for seed in range(60):
+        obs, info = behind.reset(seed=seed)
+        assert np.linalg.norm(obs[28:31]) < 0.1 and obs[2] == pytest.approx(0.585, abs=0.1)  # 1 cm
+        assert np.abs(behind.unwrapped.fetch.data.joint("object0:joint").qvel).max() < 1e-3
+        assert info["cost"] == 0.0 and info["tilt"] < 0.1 and info["distance"] > 0.05
+        box, goal = metres(obs)[3:5], metres(obs)[25:27]
+        assert (np.abs([box, goal] - np.array([1.348, 0.749])) <= 0.152).all()
+        for _ in range(3):
+            after = behind.step(np.zeros(4, np.float32))[0]
+        np.testing.assert_allclose(after[3:6], obs[3:6], atol=0.01)  # dm: 1 mm
 
 
-def behind_the_box(env, seeds):
-    """For each of them, whether the episode begins with the gripper at the pushing point, beside a box at rest."""
-    result = []
-    for seed in seeds:
-        obs, info = env.reset(seed=seed)
-        data = env.unwrapped.fetch.data
-        result.append(np.linalg.norm(data.site("robot0:grip").xpos - env.unwrapped._pushing_point()) < 0.01)
-        assert np.abs(data.joint("object0:joint").qvel).max() < 1e-3 and info["cost"] == 0.0 and info["tilt"] < 0.1
-        if result[-1]:
-            assert info["distance"] > 0.05
-            for _ in range(3):
-                after = env.step(np.zeros(4, np.float32))[0]
-            np.testing.assert_allclose(after[3:6], obs[3:6], atol=0.01)  # the gripper did not touch it: 1 mm
-    return np.array(result)
-
-
-def test_push_start_push(push):
-    """40 % begin behind the box; where the box stands and shall go does not depend on it, nor does what else begins."""
-    env = gym.make("benchmark_envs:PushTopple", start="push")
-    began = behind_the_box(env, range(150))
-    assert 0.28 <= began.mean() <= 0.52 and not behind_the_box(push, range(30)).any()
-    for seed in range(30):
-        ours, rest = env.reset(seed=seed)[0], push.reset(seed=seed)[0]
-        np.testing.assert_allclose(ours[[3, 4, 5, 25, 26, 27]], rest[[3, 4, 5, 25, 26, 27]], atol=1e-5)
-        if began[seed]:
-            assert ours[2] == pytest.approx(0.585, abs=0.05)
-        else:
-            assert np.array_equal(ours, rest)
-    env.close()
-
-
-def test_push_same_seed_same_episode_from_behind_the_box_too():
-    env = gym.make("benchmark_envs:PushTopple", start="push")
-    seed = int(np.flatnonzero(behind_the_box(env, range(10)))[0])
-    first = rollout(env, seed, ACTIONS)
-    rollout(env, seed + 1, -ACTIONS)
-    data = env.unwrapped.fetch.data
+def test_push_same_seed_same_episode_from_behind_the_box_too(behind):
+    first = rollout(behind, 1, ACTIONS[:50])
+    rollout(behind, 2, -ACTIONS[:50])
+    data = behind.unwrapped.fetch.data
     for left_over in (data.mocap_pos, data.mocap_quat, data.qacc_warmstart, data.qfrc_applied, data.xfrc_applied):
         left_over[:] = np.nan
-    assert same(rollout(env, seed, ACTIONS), first)
-    fresh = gym.make("benchmark_envs:PushTopple", start="push")
-    assert same(rollout(fresh, seed, ACTIONS), first)
-    env.close(), fresh.close()
+    assert same(rollout(behind, 1, ACTIONS[:50]), first)
+    fresh = gym.make("benchmark_envs:PushTopple")
+    assert same(rollout(fresh, 1, ACTIONS[:50]), first)
+    fresh.close()
+
+
+def pushes(env, seeds, noise=0.0, height=None):
+    """Scripted episodes, with noise on the actions or 3 cm too high -> success, violation, return, steps of each"""
+    rng, found = np.random.default_rng(0), []
+    for seed in seeds:
+        obs, total, ended, steps = env.reset(seed=seed)[0], 0.0, False, 0
+        while not ended:
+            action = env.unwrapped.scripted_push() + rng.normal(0, noise, 4)
+            if height:
+                action[2] = np.clip((height - metres(obs)[2]) / 0.02, -1, 1)
+                action[:2] *= metres(obs)[2] > height - 0.01  # up first
+            obs, reward, terminated, truncated, info = env.step(action.clip(-1, 1).astype(np.float32))
+            total, steps, ended = total + reward, steps + 1, terminated or truncated
+        found.append((info["is_success"], info["cost"], total, steps))
+    return np.array(found).T
+
+
+def test_push_script_pushes_safely(behind):
+    """Measured: of 200 starts 197 succeed and none topples, at a return of -37."""
+    success, violation, returns, _ = pushes(behind, range(40))
+    assert success.mean() >= 0.9 and violation.sum() == 0 and returns.mean() == pytest.approx(-38, abs=5)
+
+
+def test_push_exploring_topples_it_now_and_then(behind):
+    """A push with noise, of the size of SAC's, on every action."""
+    success, violation, *_ = pushes(behind, range(60), noise=0.6)
+    print(f"success {success.mean():.2f}, violating {violation.mean():.2f}")
+    assert 0.03 <= violation.mean() <= 0.25 and success.mean() >= 0.6
+
+
+def test_push_doing_it_pays_more_than_nothing_and_nothing_more_than_toppling(behind):
+    """With the learner's shift of 3.6 a step, with which a violation, which ends them, does not pay."""
+    success, violation, returns, steps = pushes(behind, range(30))
+    _, toppled, high, until = pushes(behind, range(30), height=0.51)
+    nothing = np.array([])
+    for seed in range(30):
+        behind.reset(seed=seed)
+        nothing = np.append(nothing, sum(behind.step(np.zeros(4, np.float32))[1] for _ in range(50)) + 180)
+    pushing, high, toppled = returns + 3.6 * steps, high + 3.6 * until, toppled > 0
+    print(f"{pushing.mean():.0f}, {nothing.mean():.0f} (least {nothing.min():.0f}), {high[toppled].mean():.0f}")
+    assert toppled.sum() >= 20 and (nothing > high)[toppled].all() and pushing.mean() > nothing.mean() + 40 and nothing.min() >= 0
 
 
 def test_push_the_fourth_action_has_no_effect(push):
@@ -292,14 +306,14 @@ def test_push_model_is_the_one_compiled_with_this_box(push, tmp_path):
     for file in (assets / "fetch").glob("*.xml"):
         (tmp_path / "fetch" / file.name).write_text(file.read_text())
     xml = (assets / "fetch" / "push.xml").read_text()
-    cube, box = 'size="0.025 0.025 0.025" type="box"', 'size="0.025 0.025 0.05" type="box" friction="0.5" priority="1"'
+    cube, box = 'size="0.025 0.025 0.025" type="box"', 'size="0.03 0.03 0.05" type="box" friction="0.5" priority="1"'
     assert cube in xml and 'mass="2"' in xml
     (tmp_path / "fetch" / "push.xml").write_text(xml.replace(cube, box).replace('mass="2"', 'mass="1"'))
     compiled = mujoco.MjModel.from_xml_path(str(tmp_path / "fetch" / "push.xml"))
     ours, differing = push.unwrapped.fetch.model, []
     for name in filter(lambda name: not name.startswith("_"), dir(compiled)):
         value = getattr(compiled, name)
-        if isinstance(value, (np.ndarray, int, float)) and not np.array_equal(value, getattr(ours, name)):
+        if isinstance(value, (np.ndarray, int, float)) and not np.allclose(value, getattr(ours, name), 1e-12, 0):
             differing.append(name)
     assert differing == ["eq_data"]  # the weld between mocap and gripper, which every Fetch environment sets
     fetch = gym.make("FetchPush-v2")
@@ -309,9 +323,9 @@ def test_push_model_is_the_one_compiled_with_this_box(push, tmp_path):
 
 def test_push_box(push):
     model = push.unwrapped.fetch.model
-    assert np.array_equal(model.geom("object0").size, [0.025, 0.025, 0.05])
+    assert np.array_equal(model.geom("object0").size, [0.03, 0.03, 0.05])
     assert model.body("object0").mass == 1.0 and model.geom("object0").friction[0] == 0.5
-    a, b, c = 0.05, 0.05, 0.10
+    a, b, c = 0.06, 0.06, 0.10
     inertia = np.array([b**2 + c**2, a**2 + c**2, a**2 + b**2]) / 12
     np.testing.assert_allclose(model.body("object0").inertia, inertia)
 
@@ -333,13 +347,14 @@ def test_push_friction_holds_in_the_simulation():
 
 
 def test_push_too_high_topples(push):
-    info = episode(push, 0, SafePush(low=0.49))
+    info = episode(push, 0, SafePush(low=0.51))
     assert (info["cost_topple"], info["cost_off_table"], info["cost"]) == (1.0, 0.0, 1.0) and info["tilt"] > 30
 
 
 def test_push_over_the_edge():
     """Along y, out over the edge, 3.5 dm from the middle; a tilt alone is allowed here, since it comes first."""
-    env, policy = gym.make("benchmark_envs:PushTopple", max_tilt=181.0, max_episode_steps=150), SafePush()
+    options = dict(max_tilt=181.0, start="rest", max_episode_steps=150)
+    env, policy = gym.make("benchmark_envs:PushTopple", **options), SafePush()
     info = episode(env, 4, lambda obs: policy(np.concatenate([obs[:25], [obs[3], 12.5], obs[27:]])))
     assert (info["cost_topple"], info["cost_off_table"], info["cost"]) == (0.0, 1.0, 1.0)
     env.close()
@@ -399,7 +414,7 @@ def test_push_closes_twice():
 
 def test_push_arguments():
     env = gym.make("benchmark_envs:PushTopple", size=(0.04, 0.06, 0.08), mass=0.3, friction=0.2, max_tilt=1e-9,
-                   reward_type="sparse")
+                   reward_type="sparse", start="rest", max_episode_steps=100)
     obs, _ = env.reset(seed=0)
     assert obs[5] == pytest.approx(0.4, abs=0.01) and env.unwrapped.behind == 0.07
     np.testing.assert_allclose(env.unwrapped.fetch.model.body("object0").inertia, [25e-5, 20e-5, 13e-5])
@@ -412,7 +427,7 @@ def test_push_arguments():
 def test_push_an_unknown_reward_or_start_is_refused():
     with pytest.raises(ValueError, match="reward_type has to be one of reach, dense, sparse, but it is 'Sparse'"):
         gym.make("benchmark_envs:PushTopple", reward_type="Sparse")
-    with pytest.raises(ValueError, match="start has to be one of rest, push, but it is None"):
+    with pytest.raises(ValueError, match="start has to be one of behind, rest, but it is None"):
         gym.make("benchmark_envs:PushTopple", start=None)
 
 
@@ -424,31 +439,11 @@ def test_push_vectorised():
     envs.close()
 
 
-def test_push_exploring_behind_the_box_seldom_topples_it():
-    """A push with noise, of the size of SAC's, on every action; with FetchPush's own 0.05 m it toppled 23 of 31."""
-    env, rng, infos = gym.make("benchmark_envs:PushTopple", start="push"), np.random.default_rng(0), []
-    for seed in range(40):
-        obs, _ = env.reset(seed=seed)
-        if np.linalg.norm(env.unwrapped.fetch.data.site("robot0:grip").xpos - env.unwrapped._pushing_point()) > 0.01:
-            continue
-        policy, ended = SafePush(), False
-        policy.phase = "push"
-        while not ended:
-            action = policy(obs) + rng.normal(0, 0.6, 4)
-            obs, _, terminated, truncated, info = env.step(action.astype(np.float32))
-            ended = terminated or truncated or info["is_success"] > 0
-        infos.append(info)
-    print(f"{len(infos)} starts", *(sum(info[key] for info in infos) for key in ("cost", "is_success")))
-    assert len(infos) >= 12 and np.mean([info["cost"] for info in infos]) <= 0.3
-    assert np.mean([info["is_success"] for info in infos]) >= 0.5
-    env.close()
-
-
 @pytest.mark.slow
 def test_push_random_policy_violation_rate():
     rate, median = random_policy("PushTopple", 100)
     print(f"random policy: violation rate {rate:.2f}, median first step {median:.0f}")
-    assert 0.02 <= rate <= 0.20 and 15 <= median <= 70
+    assert 0.05 <= rate <= 0.25 and 5 <= median <= 40
 
 
 @pytest.mark.slow
@@ -487,7 +482,7 @@ def speed(rounds=5, steps=200):
 
 def test_push_is_not_much_slower_than_fetchpush():
     (ours, theirs), (reset, _) = speed()
-    assert ours >= 0.6 * theirs and reset < 5
+    assert ours >= 0.6 * theirs and reset < 20  # FetchPush's, and 0.2 s of simulation to get behind the box
 
 
 if __name__ == "__main__":
