@@ -50,7 +50,7 @@ ALGOS = {
 PROTOCOLS = {
     "full": "",  # the scripts' defaults: a million steps, width and batch 256
     # Few steps, so errors of Q have to go fast: they decay by 1/e in 1 / (tau (1 - gamma_r)) = 400 updates, with 0.99
-    # in 2,000. And one step sooner at the goal is a twentieth of Q, with 0.99 a hundredth (docs/results.md)
+    # in 2,000. And one step sooner at the goal is a twentieth of Q, with 0.99 a hundredth (docs/tasks.md)
     "reduced": "--total-timesteps 50000 --hidden-size 128 --batch-size 128 --tau 0.05 --gamma-r 0.95 --gamma-c 0.95 "
                "--learning-starts 4000 --eval-every 5000",
     "longer": "--total-timesteps 150000 --hidden-size 128 --batch-size 128 --tau 0.05 --gamma-r 0.95 --gamma-c 0.95 "
