@@ -39,7 +39,7 @@ def test_the_command_of_the_readme(tmp_path):
     written = scalars(run_dir)
     assert set(written) == {*TAGS, *KINDS}
     assert [step for step, _ in written["meta/nu"]] == [300, 400]
-    assert written["meta/nu"][-1][1] == pytest.approx(100, abs=0.5)  # Table 1
+    assert written["meta/nu"][-1][1] == pytest.approx(1000, abs=0.5)  # ten times Table 1
     assert all(np.isfinite(value) for series in written.values() for _, value in series)
     events = EventAccumulator(str(run_dir))
     events.Reload()
@@ -281,14 +281,14 @@ def test_rates_are_means_over_the_last_100_episodes(folder, train_here):
     [
         ("HumanoidVelocity", 10, 0, {"cost_velocity", "cost_fall"}),
         ("FrankaDrawerClose", 50, 2.5, {"cost_zone"}),
-        ("CarCircle2", 100, 0, {"cost_out_of_boundary"}),
+        ("CarCircle2", 500, 0, {"cost_out_of_boundary"}),
         ("PushTopple", 1000, 3.6, {"cost_topple", "cost_off_table"}),
     ],
 )
 def test_the_other_tasks_of_table_1(folder, train_here, env_id, nu, shift, kinds):
     names = train_here(env_id, *SHORT, "--total-timesteps", 600, "--learning-starts", 500)
     assert names["nu"].item() == pytest.approx(nu, abs=0.1) and names["args"].nu_init == nu
-    assert names["args"].reward_scale == {"CarCircle2": 20, "FrankaDrawerClose": 5, "PushTopple": 20}.get(env_id, 1)
+    assert names["args"].reward_scale == {"CarCircle2": 100, "FrankaDrawerClose": 5, "PushTopple": 20}.get(env_id, 1)
     assert names["args"].reward_shift == shift
     written = scalars(next(folder.glob("runs/*")))
     assert {tag.removeprefix("charts/") for tag in written if "/cost_" in tag} == kinds
