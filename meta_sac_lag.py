@@ -38,7 +38,7 @@ TABLE_2 = ("Sim1", "Sim2", "Sim3", "Sim4")  # its rows: Pour Coffee's settings
 # each before it (where steps cost, a violation pays: it ends them), and arguments in training: where episodes start
 ENVIRONMENTS = {
     "HumanoidVelocity": ("benchmark_envs", 10.0, 1.0, 0.0, {}),
-    "FrankaDrawerClose": ("benchmark_envs", 50.0, 5.0, 2.5, {"start": "close"}),
+    "FrankaDrawerClose": ("benchmark_envs", 500.0, 5.0, 2.5, {"start": "close"}),
     "CarCircle2": ("benchmark_envs", 500.0, 100.0, 0.0, {}),
     "PushTopple": ("benchmark_envs", 1000.0, 20.0, 3.6, {}),
     "EggManipulate": ("benchmark_envs", 1000.0, 10.0, 3.2, {}),

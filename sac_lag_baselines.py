@@ -40,7 +40,7 @@ TABLE_2 = ("Sim1", "Sim2", "Sim3", "Sim4")  # its rows: Pour Coffee's settings
 # training: where episodes start
 ENVIRONMENTS = {
     "HumanoidVelocity": ("benchmark_envs", 0.4, 10.0, 10.0, 1.0, 0.0, {}),
-    "FrankaDrawerClose": ("benchmark_envs", 0.6, 50.0, 50.0, 5.0, 2.5, {"start": "close"}),
+    "FrankaDrawerClose": ("benchmark_envs", 0.6, 500.0, 500.0, 5.0, 2.5, {"start": "close"}),
     "CarCircle2": ("benchmark_envs", 0.5, 500.0, 5.0, 100.0, 0.0, {}),
     "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0, 20.0, 3.6, {}),
     "EggManipulate": ("benchmark_envs", 0.5, 1000.0, 10.0, 10.0, 3.2, {}),

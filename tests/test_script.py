@@ -280,7 +280,7 @@ def test_rates_are_means_over_the_last_100_episodes(folder, train_here):
     "env_id, nu, shift, kinds",
     [
         ("HumanoidVelocity", 10, 0, {"cost_velocity", "cost_fall"}),
-        ("FrankaDrawerClose", 50, 2.5, {"cost_zone"}),
+        ("FrankaDrawerClose", 500, 2.5, {"cost_zone"}),
         ("CarCircle2", 500, 0, {"cost_out_of_boundary"}),
         ("PushTopple", 1000, 3.6, {"cost_topple", "cost_off_table"}),
     ],
