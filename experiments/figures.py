@@ -192,7 +192,7 @@ def figure_reliability(runs, path):
     fig, columns, _ = axes_of(1, runs)
     for (env_id, algo), of_seeds in runs.items():
         (ax,), (promised, got, states) = columns[env_id], reliability(of_seeds)
-        style = dict(color=f"C{list(NAMES).index(algo)}", label=NAMES[algo])
+        style = dict(color=f"C{len(ax.collections)}", label=NAMES.get(algo, algo))
         ax.plot([0, 1], [0, 1], color="0.8", lw=1)
         ax.plot(promised, got, lw=1, **style | dict(label=None))
         ax.scatter(promised, got, s=200 * np.sqrt(states / sum(states)), alpha=0.6, **style)
