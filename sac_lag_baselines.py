@@ -34,10 +34,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 TABLE_2 = ("Sim1", "Sim2", "Sim3", "Sim4")  # its rows: Pour Coffee's settings
-# id after --env-id -> the module that registers it, epsilon, nu's initial value in SACv2-Lag and in RCPO (Table 1's, or
-# several times that: see docs/decisions.md), and ours: a factor on rewards (0.01 a step drowns in the entropy of
-# alpha = 1), a constant added to each before it (where steps cost, a violation pays: it ends them), and arguments in
-# training: where episodes start
+# id after --env-id -> the module, epsilon, nu's start in SACv2-Lag and RCPO (Table 1's or more: docs/decisions.md), and
+# ours: a factor on rewards (0.01 a step drowns in the entropy of alpha = 1), a constant added to each before it (where
+# steps cost, a violation pays: it ends them), and arguments in training: where its episodes start
 ENVIRONMENTS = {
     "HumanoidVelocity": ("benchmark_envs", 0.4, 10.0, 10.0, 1.0, 0.0, {}),
     "FrankaDrawerClose": ("benchmark_envs", 0.6, 500.0, 500.0, 5.0, 2.5, {"start": "close"}),
