@@ -414,7 +414,7 @@ class PushTopple(gym.Env):
     ## Starting State
     The closed gripper where it has to push (see Rewards). Box and goal are FetchPush's: both within 0.15 m of
     (1.348, 0.749) m in x and in y, the box at least 0.10 m away from there. Drawn again where the box is at its goal
-    already or the arm does not reach behind it: one draw in six.
+    already or the arm does not reach behind it: one draw in five.
 
     With `start="rest"` the gripper starts as FetchPush's does, at that point, its fingertips on the table: mostly it has
     to go around the box or over it, and 7 % of the starts are a success (3000 resets).
@@ -438,7 +438,7 @@ class PushTopple(gym.Env):
       units are m and steps of 0.04 s, and its episodes have 50 steps and begin as with "rest".
     * An action of 1 is 0.02 m, not 0.05 m, and the box is 6 cm wide, not 5 cm, or exploring topples it, and a critic
       learns that pushing does: a push with noise of standard deviation 0.6 on its actions toppled 23 of 31 boxes with
-      both of the latter, 0.25 of them with 0.02 m and 5 cm, and 0.1 with 0.02 m and 6 cm.
+      0.05 m and 5 cm, a quarter of them with 0.02 m and 5 cm, and a tenth with 0.02 m and 6 cm.
     * It starts behind the box. From FetchPush's start the way to there is around or over the box: nobody found it in
       25,000 steps, with a term for it in the reward, and with half of the episodes begun along a script.
     * The paper gives none of the box's numbers, nor the angle or the horizon. All are ours.

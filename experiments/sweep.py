@@ -419,7 +419,7 @@ def main(
             grid of epsilon_0 and nu_0; control: RCPO with nu = 0 and from nu_0 = 0.1, Meta SAC-Lag with unscaled
             rewards; smoke: minutes
         protocol: full: the scripts' defaults; reduced: 50,000 steps, longer: 150,000, with width and batch 128, tau
-            0.05 and gamma_r 0.95; None: reduced, smoke: tiny
+            0.05 and gamma_r 0.95, but for what OWN has; None: reduced, smoke: tiny
         env_ids: only these of the suite's environments
         algos: only these of its algorithms
         seeds: these instead of its seeds
