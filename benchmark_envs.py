@@ -480,12 +480,14 @@ class PushTopple(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.fetch.np_random = self.np_random
-        begun = False
-        while not begun:
+        for _ in range(1000):
             # All that the next step depends on; FetchPush's reset would leave the mocap and the solver's warm start.
             mujoco.mj_setState(self.fetch.model, self.fetch.data, self.settled, mujoco.mjtState.mjSTATE_INTEGRATION)
             self.fetch.reset()
-            begun = self.start == "rest" or self._begin_behind_the_box()
+            if self.start == "rest" or self._begin_behind_the_box():
+                break
+        else:
+            raise ValueError(f"the arm does not reach {self.behind:g} m behind the box: give it a smaller size")
         if self.render_mode == "human":
             self.render()
         return self._observation(self.fetch._get_obs()), self._info()

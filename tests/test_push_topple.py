@@ -209,6 +209,12 @@ def test_push_starts_behind_the_box(behind):
         np.testing.assert_allclose(after[3:6], obs[3:6], atol=0.01)  # dm: 1 mm
 
 
+def test_push_a_box_that_the_arm_does_not_reach_behind_is_one_error(behind, monkeypatch):
+    monkeypatch.setattr(behind.unwrapped, "_begin_behind_the_box", lambda: False)
+    with pytest.raises(ValueError, match="the arm does not reach 0.07 m behind the box: give it a smaller size"):
+        behind.reset(seed=0)
+
+
 def test_push_same_seed_same_episode_from_behind_the_box_too(behind):
     first = rollout(behind, 1, ACTIONS[:50])
     rollout(behind, 2, -ACTIONS[:50])

@@ -82,6 +82,12 @@ def test_the_plan():
     assert "--epsilon-objective nonlinear" in line and "--no-cuda" in line
     assert runs[1].total() == 50_000
     assert sweep.Run("fig2", "full", "CarCircle2", "sacv2-lag", 1).total() == 1_000_000
+    last = {}  # of a flag given twice the last counts: the car's step is short, a box topples within 20 steps
+    for env_id in sweep.FIG2:
+        flags = " ".join(sweep.Run("fig2", "reduced", env_id, "meta-sac-lag", 1).command())
+        last[env_id] = re.findall(r"--gamma-r (\S+)", flags)[-1], re.findall(r"--gamma-c (\S+)|$", flags)[0]
+    own = {"CarCircle2": ("0.99", ""), "PushTopple": ("0.95", "0.95")}
+    assert last == {env_id: own.get(env_id, ("0.95", "")) for env_id in sweep.FIG2}
     (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
     assert "--reward-scale 1 " in " ".join(unscaled.command())
     assert len(sweep.plan("robust", "reduced")) == 18 and len(sweep.plan("fig3", "reduced")) == 12
