@@ -47,6 +47,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import unittest.mock
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,9 +111,9 @@ def ours(module, text, obs_dim, action_dim, batch_size, width, device="cpu", dty
     return update
 
 
-def captured(module, *size, device="cuda", **options):
+def captured(module, *size, device="cuda", text=None, **options):
     """-> update(), as the script does it: five times as it is, then captured, then replayed."""
-    eager = ours(module, block(module), *size, device=device, **options)
+    eager = ours(module, text or block(module), *size, device=device, **options)
     graph = module.CudaGraph(eager.names["D"].rng if device == "cuda" else None)
 
     def update():
@@ -278,6 +279,7 @@ def on_cuda(batch_size, width):
         for _ in range(6):  # what is captured keeps its kernels
             updates["Meta SAC-Lag, captured, TF32 products"]()
         torch.backends.cuda.matmul.allow_tf32 = False
+        updates["Meta SAC-Lag, captured, target critics by foreach"] = captured(meta_sac_lag, *size, text=foreach())
         for name, peer in (("OmniSafe 0.5 SACLag", omnisafe_saclag), ("Stable-Baselines3 SAC", stable_baselines3_sac)):
             with contextlib.suppress(ImportError):
                 updates[name] = peer(*size, device="cuda")
@@ -286,15 +288,6 @@ def on_cuda(batch_size, width):
         print_table(("update", "ms", "per second"), [(name, ms, 1000 / ms) for name, ms in found.items()])
     rows = []
     for env_id in ("EggManipulate", "CarCircle2"):
-        flags = "--total-timesteps 4000 --learning-starts 1000 --initial-states 16 --checkpoint-every 0"
-        with tempfile.TemporaryDirectory() as here:
-            command = [sys.executable, str(ROOT / "meta_sac_lag.py"), "--env-id", env_id, *flags.split()]
-            subprocess.run(command, cwd=here, check=True, capture_output=True)
-            (run_dir,) = Path(here).glob("runs/*")
-            events = EventAccumulator(str(run_dir))
-            events.Reload()
-            first, *_, last = events.Scalars("charts/SPS")  # both count from the first step of the run
-        whole = (last.step - first.step) / (last.step / last.value - first.step / first.value)
         env = meta_sac_lag.make_env(env_id, SimpleNamespace(capture_video=False, real_robot=False))
         started, steps = time.perf_counter(), 0
         for episode in range(20):
@@ -302,10 +295,54 @@ def on_cuda(batch_size, width):
             while not done:
                 _, _, terminated, truncated, _ = env.step(env.action_space.sample())
                 done, steps = terminated or truncated, steps + 1
-        rows.append((env_id, whole, steps / (time.perf_counter() - started)))
+        alone = steps / (time.perf_counter() - started)
+        rows.append((env_id, *(at_once(env_id, runs) for runs in (1, 4, 8)), acting(env), alone))
         env.close()
-    print("Whole runs, all defaults\n")
-    print_table(("task", "steps/s", "the environment alone, steps/s"), rows)
+    print("Whole runs, all defaults: steps/s, of all that run side by side on this card\n")
+    print_table(("task", "one", "four", "eight", "acting alone, steps/s", "the environment alone, steps/s"), rows)
+
+
+def foreach():
+    """The block with the target critics' steps as one call for each critic"""
+    loop = """for omega, omega_bar in zip(net.parameters(), target.parameters()):
+            omega_bar.lerp_(omega, args.tau)"""
+    text = block(meta_sac_lag)
+    assert loop in text
+    return text.replace(loop, "torch._foreach_lerp_([*target.parameters()], [*net.parameters()], args.tau)")
+
+
+def at_once(env_id, runs, extra=()):
+    """Steps/s of the script, summed over so many runs side by side, updates included"""
+    flags = "--total-timesteps 3000 --learning-starts 1000 --initial-states 16 --checkpoint-every 0".split()
+    with tempfile.TemporaryDirectory() as here:
+        command = [sys.executable, str(ROOT / "meta_sac_lag.py"), "--env-id", env_id, *flags, *extra]
+        started = [
+            subprocess.Popen([*command, "--seed", str(seed)], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for seed in range(runs)
+        ]
+        for run in started:
+            output, _ = run.communicate()
+            if run.returncode:
+                sys.exit(f"error: {env_id}, {runs} at once: {output.decode().strip().splitlines()[-1]}")
+        rates = []
+        for run_dir in Path(here).glob("runs/*"):
+            events = EventAccumulator(str(run_dir))
+            events.Reload()
+            first, *_, last = events.Scalars("charts/SPS")  # both count from the first step of the run
+            rates.append((last.step - first.step) / (last.step / last.value - first.step / first.value))
+    return sum(rates)
+
+
+def acting(env, device="cuda", width=256, times=500):
+    """Actions/s, from an observation on the host to an action on the host"""
+    (obs, _), sizes = env.reset(seed=0), (env.observation_space.shape[0], env.action_space.shape[0], width)
+    actor = meta_sac_lag.Actor(*sizes, torch.Generator(device)).to(device)
+    with torch.no_grad():
+        for count in range(times + 50):
+            if count == 50:
+                started = time.perf_counter()
+            actor(torch.from_numpy(obs).to(device)[None], log_pi=False)[0][0].cpu().numpy()
+    return times / (time.perf_counter() - started)
 
 
 def same_on_cuda(device="cuda", updates=100):
@@ -319,6 +356,39 @@ def same_on_cuda(device="cuda", updates=100):
     one, other = (update.names["phi"] for update in (eager, graph))
     apart = ((one - other).norm() / one.norm()).item()
     print(f"captured against eager, float64, after {updates} updates: phi differs by {apart:.1e} of its norm\n")
+    return apart
+
+
+def precision(device="cuda", size=(64, 20, 256, 256), warm=50):
+    """From one state of float64, after some updates, one more in float64, float32 and TF32, with the same noise: by how
+    much of their size the two metagradients, and the step of phi, differ from float64's. {name: three numbers}"""
+
+    def normal(x, generator):  # a float64 draw is another one than a float32 draw
+        return x.copy_(torch.randn(x.shape, generator=generator, device=x.device))
+
+    def one_more(dtype):
+        update = ours(meta_sac_lag, block(meta_sac_lag), *size, device=device, dtype=dtype)
+        names = update.names
+        for name in "phi nu epsilon log_alpha nu_square epsilon_square phi_square".split():
+            names[name].data.copy_(state[name])
+        for name in "qr qc qr_target qc_target".split():
+            names[name].load_state_dict(state[name].state_dict())
+        update()
+        return [names[name].double().flatten() for name in ("grad_epsilon", "grad_alpha", "phi")]
+
+    with unittest.mock.patch.object(torch.Tensor, "normal_", normal):
+        first = ours(meta_sac_lag, block(meta_sac_lag), *size, device=device, dtype=torch.float64)
+        for _ in range(warm):
+            first()
+        state = first.names
+        *exact, phi = one_more(torch.float64)
+        apart = {}
+        for name, allowed in (("float32", False), ("TF32", True)):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            *found, phi_new = one_more(torch.float32)
+            pairs = [*zip(found, exact), (phi_new - state["phi"], phi - state["phi"])]
+            apart[name] = [((one - other).norm() / other.norm()).item() for one, other in pairs]
+        torch.backends.cuda.matmul.allow_tf32 = False
     return apart
 
 
@@ -372,8 +442,9 @@ def main(
         peers: beside OmniSafe's SACLag and Stable-Baselines3's SAC, which have to be installed
         old: a checkout of another version, whose Meta SAC-Lag is timed beside this one's
         grow: updates per second over width and batch, memory over the buffer's size
-        cuda: on a GPU: updates eager and captured, peers where they are installed, whole runs
-        check: with --cuda: whether captured is eager, then the tests of the mathematics and of resuming, there
+        cuda: on a GPU: updates eager and captured, peers where they are installed, whole runs, one and many at once
+        check: with --cuda: what float32 and TF32 make of the metagradients, whether captured is eager, then the tests
+            of the mathematics and of resuming, there
         batch_size: of the table of updates
         width: units of each hidden layer, in that table
         threads: PyTorch's
@@ -387,6 +458,8 @@ def main(
             sys.exit("error: --cuda: PyTorch finds no GPU here")
         on_cuda(batch_size, width)
         if check:
+            rows = [(name, *apart) for name, apart in precision().items()]
+            print_table(("products, against float64", "dJ_epsilon/depsilon", "dJ_alpha/dalpha", "phi' - phi"), rows)
             tests = [f"tests/test_{name}.py" for name in ("mathematics", "cuda_graph", "resume")]
             code = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "8", *tests], cwd=ROOT).returncode
             sys.exit(same_on_cuda() > 1e-6 or code)

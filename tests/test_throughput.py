@@ -85,3 +85,21 @@ def test_without_a_gpu_it_says_so():
 def test_captured_is_eager_as_far_as_a_cpu_can_tell():
     """On a CPU nothing is captured, and both are the same to the bit."""
     assert throughput.same_on_cuda(device="cpu", updates=5) == 0
+
+
+def test_float32_is_near_float64_and_foreach_is_the_loop():
+    apart = throughput.precision(device="cpu", size=(64, 20, 16, 16), warm=3)
+    assert all(0 < x < 1e-3 for x in apart["float32"]), apart
+    one, other = (throughput.ours(meta_sac_lag, text, 64, 20, 16, 16) for text in (METHOD, throughput.foreach()))
+    for update in (one, other):
+        update()
+    targets = zip(one.names["qc_target"].parameters(), other.names["qc_target"].parameters())
+    assert throughput.foreach() != METHOD and all(torch.equal(x, y) for x, y in targets)
+
+
+def test_runs_side_by_side_add_up():
+    extra = "--no-cuda --hidden-size 8 --batch-size 8 --total-timesteps 1300".split()
+    rates = [throughput.at_once("experiments.slow_pendulum:SlowPendulum-v0", runs, extra) for runs in (1, 2)]
+    assert min(rates) > 0
+    with pytest.raises(SystemExit, match="no_such_module"):
+        throughput.at_once("no_such_module:Env-v0", 1)
