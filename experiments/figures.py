@@ -26,6 +26,8 @@ LABELS = {  # in the order of the figures
 }
 CONTROLS = {
     "rcpo-unpenalised": "RCPO-SACv2, ν = 0",
+    "meta-sac-lag-unshifted": "Meta SAC-Lag (Eq. 14), `--reward-shift 0`",
+    "sacv2-lag-unshifted": "SACv2-Lag, `--reward-shift 0`",
     "rcpo-small": "RCPO-SACv2, ν_0 = 0.1",
     "meta-sac-lag-unscaled": "Meta SAC-Lag (Eq. 14), `--reward-scale 1`",
 }

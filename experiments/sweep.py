@@ -63,20 +63,20 @@ OWN = {"CarCircle2": "--gamma-r 0.99", "PushTopple": "--gamma-c 0.95"}
 FIG2 = ("CarCircle2", "PourCoffee", "PushTopple", "FrankaDrawerClose", "EggManipulate", "HumanoidVelocity")
 GRID = {  # algorithm@epsilon_0,nu_0
     f"{algo}@{epsilon},{nu}": f"{ALGOS[algo]} --epsilon-init {epsilon} --nu-init {nu}"
-    for algo, epsilon, nu in itertools.product(("meta-sac-lag", "sacv2-lag"), (0.1, 0.5, 1.0), (10, 100, 1000))
+    for algo, epsilon, nu in itertools.product(("meta-sac-lag", "sacv2-lag"), (0.1, 0.5, 1.0), (50, 500, 5000))
 }
 CONTROL = {  # what explains the comparison
     "rcpo-unpenalised": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0",  # SAC without a constraint
-    "rcpo-small": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0.1",
-    "meta-sac-lag-unscaled": "meta_sac_lag.py --reward-scale 1",
+    "meta-sac-lag-unshifted": "meta_sac_lag.py --reward-shift 0",  # as the tasks' rewards are: a violation pays
+    "sacv2-lag-unshifted": "sac_lag_baselines.py --algo sacv2-lag --reward-shift 0",
 }
 SUITES = {  # environments, algorithms, seeds
     "smoke": (("CarCircle2", "PourCoffee"), ALGOS, (1,)),
     "tasks": (FIG2, ("meta-sac-lag", "sacv2-lag"), (1, 2, 3)),  # can they be learned?
     "fig2": (FIG2, ALGOS, (1, 2, 3)),
     "fig3": (("PourCoffeeSim1", "PourCoffeeSim2", "PourCoffeeSim3", "PourCoffeeSim4"), ("meta-sac-lag",), (1, 2, 3)),
-    "robust": (("CarCircle2",), GRID, (1,)),
-    "control": (("CarCircle2", "PourCoffee"), CONTROL, (1,)),
+    "robust": (("FrankaDrawerClose",), GRID, (1,)),
+    "control": (("FrankaDrawerClose", "PushTopple", "EggManipulate"), CONTROL, (1, 2)),
 }
 POINTS = 100  # of a curve: means over a hundredth of the run
 METRICS = re.compile(
@@ -416,8 +416,8 @@ def main(
     Args:
         suite: fig2: the five algorithms on six environments; tasks: two of them; fig3: Pour Coffee's four reward and
             penalty settings, then the policies saved along training in the twin and on the simulated arm; robust: a
-            grid of epsilon_0 and nu_0; control: RCPO with nu = 0 and from nu_0 = 0.1, Meta SAC-Lag with unscaled
-            rewards; smoke: minutes
+            grid of epsilon_0 and nu_0; control: rewards that are not shifted, and RCPO with nu = 0, which is SAC
+            without a constraint; smoke: minutes
         protocol: full: the scripts' defaults; reduced: 50,000 steps, longer: 150,000, with width and batch 128, tau
             0.05 and gamma_r 0.95, but for what OWN has; None: reduced, smoke: tiny
         env_ids: only these of the suite's environments

@@ -88,10 +88,8 @@ def test_the_plan():
         last[env_id] = re.findall(r"--gamma-r (\S+)", flags)[-1], re.findall(r"--gamma-c (\S+)|$", flags)[0]
     own = {"CarCircle2": ("0.99", ""), "PushTopple": ("0.95", "0.95")}
     assert last == {env_id: own.get(env_id, ("0.95", "")) for env_id in sweep.FIG2}
-    (unscaled,) = sweep.plan("control", "reduced", ("CarCircle2",), ("meta-sac-lag-unscaled",))
-    assert "--reward-scale 1 " in " ".join(unscaled.command())
     assert len(sweep.plan("robust", "reduced")) == 18 and len(sweep.plan("fig3", "reduced")) == 12
-    assert len(sweep.plan("control", "reduced")) == 6
+    assert len(sweep.plan("control", "reduced")) == 18
     assert len(sweep.plan("fig2", "reduced", ("CarCircle2",) * 2, ("sacv2-lag",) * 2, (1, 2, 1))) == 2
     with pytest.raises(SystemExit, match="error: --env-ids Nothing: the suite fig2 has CarCircle2, "):
         sweep.plan("fig2", "reduced", env_ids=("Nothing",))
@@ -99,19 +97,19 @@ def test_the_plan():
 
 def test_each_name_is_its_algorithm():
     """What the scripts make of the command lines."""
-    table1 = None  # the script's own, by the environment: Table 1's, and the rewards' scale
+    table1 = None  # the script's own, by the environment: Table 1's, and the rewards' shift
     expected = {
-        # script, --algo, objective, nu_0, nu's rate, epsilon_0, reward scale
+        # script, --algo, objective, nu_0, nu's rate, epsilon_0, reward shift
         "meta-sac-lag": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, table1),
         "meta-sac-lag-nonlinear": ("meta_sac_lag.py", None, "nonlinear", table1, 3e-4, 1.0, table1),
         "sacv2-lag": ("sac_lag_baselines.py", "sacv2-lag", None, table1, 3e-4, table1, table1),
         "rcpo-sacv2": ("sac_lag_baselines.py", "rcpo-sacv2", None, table1, 3e-4, table1, table1),
         "rcpo-metasac": ("sac_lag_baselines.py", "rcpo-metasac", None, table1, 3e-4, table1, table1),
         "rcpo-unpenalised": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.0, 0.0, table1, table1),
-        "rcpo-small": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.1, 3e-4, table1, table1),
-        "meta-sac-lag-unscaled": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, 1.0),
+        "meta-sac-lag-unshifted": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, 0.0),
+        "sacv2-lag-unshifted": ("sac_lag_baselines.py", "sacv2-lag", None, table1, 3e-4, table1, 0.0),
     }
-    for epsilon, nu in itertools.product((0.1, 0.5, 1.0), (10, 100, 1000)):
+    for epsilon, nu in itertools.product((0.1, 0.5, 1.0), (50, 500, 5000)):
         meta = ("meta_sac_lag.py", None, "linear", nu, 3e-4, epsilon, table1)
         expected[f"meta-sac-lag@{epsilon},{nu}"] = meta
         sacv2 = ("sac_lag_baselines.py", "sacv2-lag", None, nu, 3e-4, epsilon, table1)
@@ -121,8 +119,8 @@ def test_each_name_is_its_algorithm():
         script, *flags = sweep.Run("fig2", "reduced", "CarCircle2", name, 1).command()
         scripts = {"meta_sac_lag.py": meta_sac_lag, "sac_lag_baselines.py": sac_lag_baselines}
         args = tyro.cli(scripts[script].Args, args=flags)
-        fields = "algo epsilon_objective nu_init nu_lr epsilon_init reward_scale".split()
-        assert args.reward_shift is None  # the table's
+        fields = "algo epsilon_objective nu_init nu_lr epsilon_init reward_shift".split()
+        assert args.reward_scale is None  # the table's
         found[name] = (script, *(getattr(args, field, None) for field in fields))
     assert found == expected
 
@@ -130,7 +128,7 @@ def test_each_name_is_its_algorithm():
 def test_a_run_that_is_killed_goes_on_to_its_csv(tmp_path, monkeypatch):
     """Killed after its first checkpoint, then finished; no point of it is double, and a second call does nothing. Its
     name has a comma, which the script's run folder has not."""
-    run = RUN._replace(algo="sacv2-lag@0.5,100")
+    run = RUN._replace(algo="sacv2-lag@0.5,500")
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'experiments')!r}); import sweep; "
     code += f"sweep.work(sweep.Run(*{tuple(run)!r}), {str(tmp_path)!r}, False)"
     first = subprocess.Popen([sys.executable, "-c", code])
@@ -145,7 +143,7 @@ def test_a_run_that_is_killed_goes_on_to_its_csv(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "commit", lambda: "abc")
     assert sweep.work(run, tmp_path, False) is None
     (run_dir,) = here.glob("runs/*")  # resumed, not begun anew
-    assert re.fullmatch(r"CarCircle2__sacv2-lag@0\.5_100__1__\d+", run_dir.name)
+    assert re.fullmatch(r"CarCircle2__sacv2-lag@0\.5_500__1__\d+", run_dir.name)
     assert sweep.steps_of(run, tmp_path) == 1500 and not list(run_dir.glob("checkpoint*"))
     path = tmp_path / f"{run.name}.csv"
     rows = rows_of(path)
@@ -622,14 +620,14 @@ def test_tables_of_what_a_folder_has(tmp_path):
     write_sweeps(tmp_path)
     runs = figures.read(tmp_path)
     epsilons, nus, values = figures.grid(runs, "sacv2-lag", figures.ROBUSTNESS["return, end"])
-    assert epsilons == [0.1, 0.5, 1.0] and nus == [10, 100, 1000]
+    assert epsilons == [0.1, 0.5, 1.0] and nus == [50, 500, 5000]
     np.testing.assert_allclose(values, 2 * np.add.outer(epsilons, nus))
     of_grid = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in sweep.GRID}
-    of_grid["CarCircle2", "sacv2-lag@0.5,20"] = of_grid["CarCircle2", "sacv2-lag@0.5,10"]
+    of_grid["CarCircle2", "sacv2-lag@0.5,60"] = of_grid["CarCircle2", "sacv2-lag@0.5,50"]
     lines = figures.results_table(of_grid, figures.ROBUSTNESS).splitlines()[2:]  # in the order of the plan
-    assert "ε_0 = 0.5, ν_0 = 20 | 1 |" in lines[13]  # by number
-    assert lines[4] == "| CarCircle2 | Meta SAC-Lag (Eq. 14); ε_0 = 0.5, ν_0 = 100 | 1 | 100 | 302 | 201 |"
-    assert lines[-1] == "| CarCircle2 | SACv2-Lag; ε_0 = 1, ν_0 = 1000 | 1 | 1e+03 | 3e+03 | 2e+03 |"
+    assert "ε_0 = 0.5, ν_0 = 60 | 1 |" in lines[13]  # by number
+    assert lines[4] == "| CarCircle2 | Meta SAC-Lag (Eq. 14); ε_0 = 0.5, ν_0 = 500 | 1 | 500 | 1.5e+03 | 1e+03 |"
+    assert lines[-1] == "| CarCircle2 | SACv2-Lag; ε_0 = 1, ν_0 = 5000 | 1 | 5e+03 | 1.5e+04 | 1e+04 |"
     of_arms = {pair: of_seeds for pair, of_seeds in runs.items() if pair[0] in figures.SETTINGS}
     measures = {name: figures.DEPLOYED[name] for name in ("twin: jerk", "arm: jerk", "jerk, end", "evaluated: success")}
     assert figures.results_table(of_arms, measures).splitlines()[2] == (  # "arm": of the seed whose rehearsal went well
@@ -682,7 +680,7 @@ def test_every_figure_is_drawn_of_what_a_folder_has(tmp_path, monkeypatch):
     for row, (title, factor) in enumerate(factors.items()):
         for ax, algo in zip(drawn["robustness.png"][2 * row :], ("Meta SAC-Lag (Eq. 14)", "SACv2-Lag")):
             assert ax.get_title() == f"{title}: {algo}"
-            shown = np.add.outer((0.1, 0.5, 1.0), (10, 100, 1000))
+            shown = np.add.outer((0.1, 0.5, 1.0), (50, 500, 5000))
             np.testing.assert_allclose(ax.get_images()[0].get_array(), factor * shown)
     for path in [*tmp_path.glob("*.png"), *tmp_path.glob("*sacv2-lag@*"), *tmp_path.glob("*__rcpo-metasac__*")]:
         path.unlink()  # a sweep that is not over: what is whole is drawn
