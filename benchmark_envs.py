@@ -240,8 +240,7 @@ class CarCircle2(gym.Env):
     with random values is close to full throttle, forward or back. Top speed is about 0.8 m/s.
 
     ## Observation Space
-    `Box(-inf, inf, (40,), float32)`, in the car's frame (x to its left, y backwards, z up). The walls are not
-    observed; the car's position follows from the lidar and the magnetometer.
+    `Box(-inf, inf, (44,), float32)`, in the car's frame (x to its left, y backwards, z up).
 
     | index | content | unit |
     |---|---|---|
@@ -252,6 +251,7 @@ class CarCircle2(gym.Env):
     | 12-14 | caster's angular velocity | rad/s |
     | 15-23 | caster's orientation, rotation matrix by rows | |
     | 24-39 | closeness 1 - d / 6 m of the circle's centre, in its sector of 16 and, in part, the two beside it | |
+    | 40-43 | distance of the wall to the left, behind, to the right, ahead; within +-0.6 m, negative beyond | 0.2 m |
 
     ## Rewards
     `0.1 (x v_y - y v_x) / r / (1 + |r - 1.5|)`: the speed around the origin (m/s), counted less the farther the
@@ -286,6 +286,7 @@ class CarCircle2(gym.Env):
     * Starts come from Gymnasium's generator, so that the same seed gives another start than in the original.
     * Frames show the whole arena.
     * The accelerometer's unit is gravity; the original's is m/s^2.
+    * The walls are observed. In the original a car knows of them by where the circle's centre is, 10 cm being 0.017.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
@@ -307,7 +308,7 @@ class CarCircle2(gym.Env):
         self.car.reset(seed=0)
         self.render_mode, self.wall_distance = render_mode, wall_distance
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (40,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (44,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -316,13 +317,12 @@ class CarCircle2(gym.Env):
         self._place(x, y, [np.cos(yaw / 2.0), 0.0, 0.0, np.sin(yaw / 2.0)])
         if self.render_mode == "human":
             self.render()
-        return (self.car.task.obs() / self.UNITS).astype(np.float32), self._info()
+        return self._observation(self.car.task.obs()), self._info()
 
     def step(self, action):
         observation, reward, _, _, _, _ = self.car.step(clipped(self, action))
         info = self._info()
-        observation = (observation / self.UNITS).astype(np.float32)
-        return observation, float(reward), info["cost"] > 0.0, False, info
+        return self._observation(observation), float(reward), info["cost"] > 0.0, False, info
 
     def render(self):
         for viewer in self.car.task._viewers.values():
@@ -342,6 +342,13 @@ class CarCircle2(gym.Env):
         data.qpos[3:7] = quaternion
         self.car.steps, self.car.terminated, self.car.truncated = 0, False, False
         self.car._cost()  # computes all that follows from qpos, and forgets the last episode's cost
+
+    def _observation(self, observation):
+        position, axes = self.car.task.agent.pos[:2], self.car.task.agent.mat[:2, :2].T  # to its left, and backwards
+        rays = np.concatenate([axes, -axes])  # from the car to the walls
+        with np.errstate(divide="ignore"):
+            walls = ((self.wall_distance * np.copysign(1.0, rays) - position) / rays).min(1)
+        return np.append(observation / self.UNITS, 5 * walls.clip(-0.6, 0.6)).astype(np.float32)
 
     def _info(self):
         x, y, _ = self.car.task.agent.pos
@@ -766,7 +773,8 @@ class FrankaDrawerClose(gym.Env):
     | 33-35 | linear velocity of the hand's centre of mass | m/s |
     | 36-38 | hand angular velocity | rad/s |
     | 39-50 | the action before | |
-    | 51-53 | base position minus drawer handle; the third is 0, for the base stays on the floor | 0.2 m |
+    | 51-52 | base position minus drawer handle, x and y | 0.2 m |
+    | 53 | distance of the base's origin from the red zone, negative inside | 5 cm |
     | 54-56 | drawer handle minus fingertips | 0.2 m |
 
     ## Rewards
@@ -816,7 +824,9 @@ class FrankaDrawerClose(gym.Env):
       They start at 0 (joint 4 at its limit, 50 degrees away) and are never reset: every episode begins by driving to
       where the one before was heading.
     * The handle's position is true in observations 51-56. There it is a constant of the drawer's own frame, used as if
-      it were the world's: 51-53 never change and 54-56 are not the way to the handle. 51-53 begin at the moving base.
+      it were the world's: 51-53 never change and 54-56 are not the way to the handle. 51-52 begin at the moving base.
+    * 53, there always 0, tells how far the zone is. To networks 1 cm is 0.05 in 51 and 52: from 73 violations nobody
+      learned what the next 72 have in common. A classifier gave those 0.07, and 0.57 with this (in 8,000 steps).
     * The zone is where the original's code counts cost and draws its slab; its documentation says x in +-0.25 m.
     * A violation terminates, and success is told at every step (there: only at the time limit).
 
@@ -964,12 +974,15 @@ class FrankaDrawerClose(gym.Env):
         axes = np.array(p.getMatrixFromQuaternion(quaternion)).reshape(3, 3)  # columns: the hand's axes in the world
         tip = hand + 0.13 * axes[:, 2]
         handle = self.HANDLE + (opening, 0, 0)
-        base = self.ROOT - (q[0], q[1], 0)
+        base = (self.ROOT - (q[0], q[1], 0))[:2]
+        x_min, x_max, y_min, y_max = self.zone
+        beyond = np.maximum((x_min, y_min) - base, base - (x_max, y_max))  # m, past the zone's sides along x and y
+        outside = np.linalg.norm(beyond.clip(min=0)) + min(beyond.max(), 0)
 
         scaled = 2 * (q - self.LOWER) / (self.UPPER - self.LOWER) - 1
         obs = np.concatenate([
             scaled, qd, [10 * opening, opening_speed], 5 * (hand - (0.6, 0.0, 1.22)), quaternion, velocity, spin,
-            self.action, 5 * (base - handle)[:2], [0.0], 5 * (handle - tip),
+            self.action, 5 * (base - handle[:2]), [20 * outside], 5 * (handle - tip),
         ])  # fmt: skip
 
         distance = float(np.linalg.norm(handle - tip))
@@ -977,8 +990,7 @@ class FrankaDrawerClose(gym.Env):
         u, v = axes[2, 1], -axes[1, 0]
         reward = float(near + 0.5 * 0.5 * (u * abs(u) + v * abs(v)) - 10 * opening)
 
-        x_min, x_max, y_min, y_max = self.zone
-        cost_zone = float(x_min <= base[0] <= x_max and y_min <= base[1] <= y_max)
+        cost_zone = float(outside <= 0)
         info = {
             "cost": cost_zone,
             "cost_zone": cost_zone,

@@ -151,7 +151,6 @@ def test_franka_observation(franka):
     np.testing.assert_allclose(base[:2], (0.6 - q[0], -q[1]), atol=1e-5)
     handle = p.getLinkState(env.body, env.DRAWER, computeForwardKinematics=1)[4] + np.array(env.HANDLE)
     np.testing.assert_allclose(obs[51:53] / 5, (base - handle)[:2], atol=1e-5)
-    assert obs[53] == 0
     fingers = [p.getLinkState(env.body, joint, computeForwardKinematics=1)[4] for joint in env.JOINTS[10:]]
     tip = handle - obs[54:57] / 5  # 0.13 m along the hand's z axis, and the fingers begin 0.0584 m along it
     hand = obs[26:29] / 5 + (0.6, 0, 1.22)
@@ -159,6 +158,19 @@ def test_franka_observation(franka):
     np.testing.assert_allclose(tip, hand + 0.13 * axes[:, 2], atol=1e-5)
     middle = np.mean(fingers, axis=0)
     assert np.linalg.norm(middle - hand) == pytest.approx(0.0584, abs=0.02) and axes[:, 2] @ (middle - hand) > 0.05
+
+
+@pytest.mark.parametrize(
+    "base, metres",
+    [((0.6, 0), 0.3), ((0.31, 0.2), 0.01), ((0.29, 0.2), -0.01), ((0.33, 0.54), 0.05), ((0.1, 0.55), 0.05), ((0, 0), -0.2)],
+)
+def test_franka_sees_how_far_the_zone_is(franka, base, metres):
+    env = franka.unwrapped
+    env.reset(seed=0)
+    for joint, position in zip(env.JOINTS, (0.6 - base[0], -base[1])):
+        env.bullet.resetJointState(env.body, joint, position)
+    obs, _, info = env._look()
+    assert obs[53] == pytest.approx(20 * metres, abs=1e-4) and info["cost_zone"] == (metres <= 0)
 
 
 def test_franka_velocities_are_the_derivatives_of_positions(franka):

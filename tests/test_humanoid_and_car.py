@@ -260,9 +260,24 @@ def test_car_fast_reset_against_the_originals_physics(car):
                 worst = max(worst, np.abs(getattr(ours.car.task.data, state) - getattr(base.task.data, state)).max())
             assert reward == pytest.approx(expected_reward, abs=1e-10) and info["cost"] == expected_cost
             obs[:3] *= 9.81
-            np.testing.assert_allclose(obs, expected, rtol=1e-6, atol=1e-5)
+            np.testing.assert_allclose(obs[:40], expected, rtol=1e-6, atol=1e-5)
     print(f"largest difference: {worst:.1e}")
     assert worst <= 1e-10
+
+
+def test_car_sees_the_walls(car):
+    """By walking along each of the four directions until one is crossed, here in steps of 1 mm."""
+    inner, rng = car.unwrapped, np.random.default_rng(0)
+    for x, y, yaw in rng.uniform((-1, -1, -4), (1, 1, 4), (20, 3)):
+        inner._place(x, y, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)])
+        obs = inner._observation(inner.car.task.obs())
+        for seen, turn in zip(obs[40:], (0, 1, 2, 3)):  # body axes: x to its left, then -y... each a quarter on
+            angle, steps = yaw + turn * np.pi / 2, np.arange(0.0, 0.6, 0.001)
+            ray = np.abs([x, y] + steps[:, None] * [np.cos(angle), np.sin(angle)]).max(1)
+            free = np.flatnonzero(ray > 1.125)
+            assert seen / 5 == pytest.approx(steps[free[0]] if len(free) else 0.6, abs=0.0011)
+    inner._place(1.2, 0.0, [1, 0, 0, 0])
+    assert inner._observation(inner.car.task.obs())[40] == pytest.approx(5 * -0.075, abs=1e-5)
 
 
 def test_car_starts_everywhere(car):
