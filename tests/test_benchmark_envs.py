@@ -63,9 +63,13 @@ def test_egg_ten_thousand_random_steps():
 def test_egg_observation(egg):
     obs, _ = egg.reset(seed=0)
     hand = egg.unwrapped.hand
-    assert obs.shape == (64,) and obs.dtype == np.float32
-    for _ in range(5):
-        obs = egg.step(egg.action_space.sample())[0]
+    assert obs.shape == (84,) and obs.dtype == np.float32
+    actions, targets = np.random.default_rng(0).uniform(-1, 1, (5, 20)), np.zeros(20)
+    for action in actions:
+        obs = egg.step(action)[0]
+        targets = np.clip(action, targets - 0.5, targets + 0.5)
+    np.testing.assert_allclose(obs[64:], targets, atol=1e-6)
+    assert np.abs(targets - action).max() > 0.1
     joint, theirs = hand.data.joint("object:joint"), hand._get_obs()["observation"]
     np.testing.assert_allclose(obs[:24], theirs[:24], rtol=1e-6)
     np.testing.assert_allclose(5 * obs[24:48], theirs[24:48], rtol=1e-6)  # from 5 rad/s
@@ -77,11 +81,11 @@ def test_egg_observation(egg):
     turn, turned = np.zeros(4), np.zeros(4)
     for sign in (1, -1):  # the turn, then the egg's orientation: the target
         hand.goal[3:] *= sign
-        left = egg.unwrapped._observation()[61:].astype(float)
+        left = egg.unwrapped._observation()[61:64].astype(float)
         mujoco.mju_axisAngle2Quat(turn, left / np.linalg.norm(left), np.linalg.norm(left))
         mujoco.mju_mulQuat(turned, turn, egg_now)
         assert abs(turned @ hand.goal[3:]) == pytest.approx(1, abs=1e-6) and 0 < np.linalg.norm(left) <= np.pi
-    np.testing.assert_allclose(obs[61:], left, rtol=1e-5)
+    np.testing.assert_allclose(obs[61:64], left, rtol=1e-5)
     assert egg.unwrapped._info(0.0)["rotation_error"] == pytest.approx(np.linalg.norm(left), rel=1e-6)
 
 
@@ -89,7 +93,7 @@ def test_egg_observations_are_of_order_one(egg):
     rng, seen = np.random.default_rng(0), []
     for seed in range(4):
         actions = rng.uniform(-1, 1, (100, 20)).astype(np.float32)
-        seen += [step[:64] for step in rollout(egg, seed, actions)]
+        seen += [step[:84] for step in rollout(egg, seed, actions)]
     spread = np.std(seen, axis=0)
     assert (spread > 0.03).all() and (spread[24:57] > 0.1).all() and np.abs(seen).max() < 10
 
@@ -137,7 +141,10 @@ def test_egg_open_hand_drops_it(egg):
 
 def test_egg_full_grip_crushes_it(egg):
     egg.reset(seed=0)
-    _, _, terminated, _, info = egg.step(np.ones(20, np.float32))
+    for step in range(6):
+        _, _, terminated, _, info = egg.step(np.ones(20, np.float32))
+        if terminated:
+            break
     assert terminated and (info["cost_force"], info["cost_drop"], info["cost"]) == (1.0, 0.0, 1.0)
     assert info["contact_force"] > 20
 
@@ -187,7 +194,7 @@ def test_egg_random_policy_violates_sometimes():
 @pytest.mark.slow
 def test_egg_random_policy_violation_rate():
     rate, median = random_policy("EggManipulate", 100)
-    assert 0.15 <= rate <= 0.45 and 25 <= median <= 60
+    assert 0.03 <= rate <= 0.15 and 25 <= median <= 60
 
 
 def test_egg_renders_without_a_display(egg):
@@ -219,7 +226,7 @@ def test_egg_arguments():
 def test_egg_vectorised():
     envs = gym.vector.AsyncVectorEnv([lambda: gym.make("benchmark_envs:EggManipulate")] * 2)
     obs, _ = envs.reset(seed=[0, 0])
-    assert obs.shape == (2, 64) and np.array_equal(obs[0], obs[1])
+    assert obs.shape == (2, 84) and np.array_equal(obs[0], obs[1])
     envs.step(envs.action_space.sample())
     envs.close()
 
