@@ -61,7 +61,7 @@ def test_the_policies_that_come_with_it(path, tmp_path, train_here):
     train_here("EggManipulate", "--evaluate", tmp_path / path.name, "--episodes", 5)
     (told,) = tmp_path.glob("eval_*.json")
     mean = json.loads(told.read_text())["mean"]
-    assert mean["success"] >= 0.6 and mean["violation"] == 0, mean
+    assert mean["violation"] == 0 and (mean["success"] >= 0.6 if "success" in mean else mean["episodic_return"] > 14), mean
 
 
 def test_same_seed_same_scalars(tmp_path):
