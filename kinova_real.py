@@ -11,7 +11,7 @@ A twist lasts until the next one, or Stop: the robot has no timeout for it. And 
 kept content by a thread of kortex_api, whatever the program is busy with. So the session belongs to a process of its
 own, `guard`, and nothing that the learner does or fails to do can keep the arm moving. What protects, outermost first:
 
- 1. A person with the emergency stop (in the power line) in hand, and the gamepad, which overrides everything.
+ 1. A person with the emergency stop (in the power line) in hand; the gamepad, which should override everything.
  2. The robot: soft limits, which `Arm.check` sets and reads back; its hard limits; the inactivity of a connection
     stops what it moves (500 ms; for when guard itself dies). `ApplyEmergencyStop` is a message: no emergency stop.
  3. guard's end: the learner dead or gone, SIGTERM, an exception here: Stop, confirmed by feedback.

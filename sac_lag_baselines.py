@@ -78,7 +78,7 @@ class Args:
     q_lr: float = 1e-3  # learning rate of both critics (Adam)
     reward_scale: float | None = None  # factor on rewards, but not on logged returns; None: the task's, else 1
     reward_shift: float | None = None  # added to rewards before the scale, but not to logged returns; None: the task's
-    nu_init: float | None = None  # initial Lagrange multiplier; None: Table 1's, 10 for other environments
+    nu_init: float | None = None  # initial Lagrange multiplier; None: the task's, 10 for other environments
     nu_lr: float = 3e-4  # beta_nu (RMSProp)
     epsilon_init: float | None = None  # the fixed safety threshold; None: Table 1's, 0.5 for other environments
     alpha_init: float = 1.0  # initial exploration temperature

@@ -58,7 +58,7 @@ PROTOCOLS = {
     "tiny": "--total-timesteps 1500 --hidden-size 32 --batch-size 32 --learning-starts 500 --initial-states 8 "
             "--checkpoint-every 500",
 }  # fmt: skip
-# A step of the car is a fiftieth of a second: 20 of those see too little ahead. A box topples within 20 of its steps
+# A step of the car is 0.04 s: 20 of those see too little ahead. A box topples within 20 of its steps
 OWN = {"CarCircle2": "--gamma-r 0.99", "PushTopple": "--gamma-c 0.95"}
 FIG2 = ("CarCircle2", "PourCoffee", "PushTopple", "FrankaDrawerClose", "EggManipulate", "HumanoidVelocity")
 GRID = {  # algorithm@epsilon_0,nu_0
