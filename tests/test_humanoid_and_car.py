@@ -271,7 +271,7 @@ def test_car_sees_the_walls(car):
     for x, y, yaw in rng.uniform((-1, -1, -4), (1, 1, 4), (20, 3)):
         inner._place(x, y, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)])
         obs = inner._observation(inner.car.task.obs())
-        for seen, turn in zip(obs[40:], (0, 1, 2, 3)):  # body axes: x to its left, then -y... each a quarter on
+        for seen, turn in zip(obs[40:], (0, 1, 2, 3)):  # to its left, behind, to its right, ahead
             angle, steps = yaw + turn * np.pi / 2, np.arange(0.0, 0.6, 0.001)
             ray = np.abs([x, y] + steps[:, None] * [np.cos(angle), np.sin(angle)]).max(1)
             free = np.flatnonzero(ray > 1.125)

@@ -97,7 +97,7 @@ def test_float32_is_near_float64_and_foreach_is_the_loop():
     assert throughput.foreach() != METHOD and all(torch.equal(x, y) for x, y in targets)
 
 
-def test_runs_side_by_side_add_up():
+def test_runs_side_by_side_are_timed_and_a_failure_is_one_line():
     extra = "--no-cuda --hidden-size 8 --batch-size 8 --total-timesteps 1300".split()
     rates = [throughput.at_once("experiments.slow_pendulum:SlowPendulum-v0", runs, extra) for runs in (1, 2)]
     assert min(rates) > 0
