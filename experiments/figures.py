@@ -9,6 +9,7 @@ one); thin: each seed. Epsilon is drawn by seed alone, since a mean of 0 and 1 i
 interquartile mean, and its 95 % bootstrap interval. Curves of episodes are means over 5 % of the run to either side.
 """
 
+import contextlib
 import csv
 import sys
 from pathlib import Path
@@ -31,8 +32,8 @@ CONTROLS = {
     "rcpo-small": "RCPO-SACv2, ν_0 = 0.1",
     "meta-sac-lag-unscaled": "Meta SAC-Lag (Eq. 14), `--reward-scale 1`",
 }
-UNTRAINED = {"random": "uniformly random", "nothing": "no motion", "script": "a script"}
-NAMES = {**UNTRAINED, **LABELS, **CONTROLS}
+WITNESS = {"sb3-sac": "Stable-Baselines3's SAC, no constraint"}
+NAMES = {"random": "uniformly random", "nothing": "no motion", "script": "a script", **WITNESS, **LABELS, **CONTROLS}
 LAST = 0.2  # the share of a run that the table calls its end
 SETTINGS = {  # Table 2
     "PourCoffeeSim1": "#1: distance and roll; spill violates",
@@ -167,16 +168,18 @@ def figure_2(runs, path):
 def figure_tasks(runs, path):
     """Of every task that was trained on: return, success of the evaluated policies, violations in all, log alpha with
     epsilon dashed."""
-    runs = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in LABELS}
+    trained = [*LABELS, *WITNESS]
+    runs = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in trained}
     fig, columns, axes = axes_of(4, runs)
     for (env_id, algo), of_seeds in runs.items():
         returned, success, violations, alpha = columns[env_id]
-        style = dict(color=f"C{list(LABELS).index(algo)}")
-        draw(returned, of_seeds, lambda c: per_episode(c, "charts/episodic_return"), LABELS[algo], **style)
+        style = dict(color=f"C{trained.index(algo)}")
+        draw(returned, of_seeds, lambda c: per_episode(c, "charts/episodic_return"), NAMES[algo], **style)
         if "eval/success" in next(iter(of_seeds.values())):  # some have no goal to reach
             draw(success, of_seeds, lambda c: c["eval/success"].T, None, **style)
         draw(violations, of_seeds, lambda c: c["charts/violations_total"].T, None, **style)
-        draw(alpha, of_seeds, lambda c: (c["meta/alpha"][:, 0], np.log10(c["meta/alpha"][:, 1])), None, **style)
+        if algo in LABELS:
+            draw(alpha, of_seeds, lambda c: (c["meta/alpha"][:, 0], np.log10(c["meta/alpha"][:, 1])), None, **style)
         if algo.startswith("meta"):
             draw(alpha, of_seeds, lambda c: c["meta/epsilon"].T, None, mean=False, linestyle="--", **style)
         success.set_ylim(-0.03, 1.03)
@@ -321,15 +324,15 @@ STARTED = MEASURES | {"ε after a fifth": lambda c: np.interp(c["meta/epsilon"][
 
 
 TASKS = {name: MEASURES[name] for name in MEASURES if "promises" not in name and "gets" not in name} | {
-    "Q_c's calibration error": lambda c: c.get("critics/calibration_error", [[np.nan, np.nan]])[-1][1],
-    "evaluated: success": lambda c: c["eval/success"][-1, 1] if "eval/success" in c else np.nan,
+    "Q_c's calibration error": lambda c: c["critics/calibration_error"][-1, 1],
+    "evaluated: success": lambda c: c["eval/success"][-1, 1],
     "steps": lambda c: c["charts/violations_total"][-1, 0],
 }
 
 
 def deployed(metric):
     """The mean over the policies saved along training, where the machine did not fail in every episode."""
-    return lambda c: c[metric][:, 1].mean() if metric in c else np.nan
+    return lambda c: c[metric][:, 1].mean()
 
 
 DEPLOYED = {  # of Fig. 3's runs; jerk in m/s³, acceleration in m/s²
@@ -350,11 +353,14 @@ DEPLOYED = {  # of Fig. 3's runs; jerk in m/s³, acceleration in m/s²
 }
 
 
-def spread(values):
-    """The mean and, of more than one seed, the least and the greatest. A seed that has none, nan, is left out."""
-    values = [value for value in values if not np.isnan(value)]
+def spread(measure, of_seeds):
+    """The mean and, of more than one seed, the least and the greatest, of the seeds that have what is measured."""
+    values = []
+    for curves in of_seeds.values():
+        with contextlib.suppress(KeyError):
+            values.append(measure(curves))
     if not values:
-        return "none"
+        return ""
     return f"{np.mean(values):.3g}" + f" ({min(values):.3g} to {max(values):.3g})" * (len(values) > 1)
 
 
@@ -368,12 +374,10 @@ def results_table(runs, measures=MEASURES):
     lines = [f"| task | algorithm | seeds | {' | '.join(measures)} |", "|---" * (len(measures) + 3) + "|"]
     order = list(NAMES)
     for env_id, algo in sorted(runs, key=lambda pair: (pair[0], order.index(pair[1].split("@")[0]), starts(pair[1]))):
-        of_seeds, trained = list(runs[env_id, algo].values()), algo not in UNTRAINED
+        of_seeds = runs[env_id, algo]
         label = NAMES[algo.split("@")[0]] + ("; ε_0 = {:g}, ν_0 = {:g}".format(*starts(algo)) if "@" in algo else "")
-        cells = [f"{len(of_seeds)}" * trained]
-        for name, measure in measures.items():  # the others are only evaluated
-            shown = trained or name.startswith("evaluated")
-            cells.append(spread([measure(curves) for curves in of_seeds]) if shown else "")
+        cells = [str(len(of_seeds)) * (algo not in ("random", "nothing", "script"))]
+        cells += [spread(measure, of_seeds) for measure in measures.values()]
         lines.append(f"| {env_id} | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,12 +1,15 @@
 """experiments/witness.py and gif.py: Stable-Baselines3's SAC on our tasks, and a trained policy at its task."""
 
-import csv
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers import ROOT, SHORT, train
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import figures
 
 WITNESS = [sys.executable, str(ROOT / "experiments" / "witness.py")]
 
@@ -19,16 +22,20 @@ def test_without_stable_baselines3_it_says_what_to_install(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-def test_it_writes_what_it_learned(tmp_path):
+def test_it_writes_what_it_learned_as_a_sweep_does(tmp_path):
     pytest.importorskip("stable_baselines3")
-    flags = ["--env-id", "FrankaDrawerClose", "--total-timesteps", "400", "--output", str(tmp_path / "x.csv")]
+    flags = ["--env-id", "FrankaDrawerClose", "--total-timesteps", "400", "--folder", str(tmp_path)]
     result = subprocess.run([*WITNESS, *flags], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    heads = (tmp_path / "x.csv").read_text().splitlines()
-    assert heads[0].startswith("# python") and heads[1].startswith("# commit ") and heads[2] == "# reward shift 2.5"
-    *_, last = rows = list(csv.DictReader(heads[3:]))
-    assert last["step"] == "evaluation" and last["episodes"] == "40" and len(rows) == 101
-    assert -2.46 * 192 < float(last["return"]) < 2.5 * 192  # without the shift
+    (path,) = tmp_path.glob("*.csv")
+    assert path.name == "FrankaDrawerClose__sb3-sac__1.csv"
+    heads = path.read_text().splitlines()
+    assert heads[0].startswith("# command: python ") and heads[1].startswith("# commit: ")
+    curves = figures.read(tmp_path)["FrankaDrawerClose", "sb3-sac"][1]
+    assert curves["eval/violation"].shape == (1, 2) and curves["episodes"].shape == (100, 2)
+    assert -2.46 * 192 < curves["eval/episodic_return"][-1, 1] < 2.5 * 192  # without the shift
+    total = sum(curves["charts/violation"][:, 1] * curves["episodes"][curves["episodes"][:, 1] > 0, 1])
+    assert np.isclose(total, curves["charts/violations_total"][-1, 1])
 
 
 def test_a_gif_of_a_trained_policy(tmp_path):
