@@ -354,14 +354,16 @@ DEPLOYED = {  # of Fig. 3's runs; jerk in m/s³, acceleration in m/s²
 
 
 def spread(measure, of_seeds):
-    """The mean and, of more than one seed, the least and the greatest, of the seeds that have what is measured."""
+    """The mean and, where they differ, the least and the greatest, of the seeds that have what is measured."""
     values = []
     for curves in of_seeds.values():
         with contextlib.suppress(KeyError):
             values.append(measure(curves))
     if not values:
         return ""
-    return f"{np.mean(values):.3g}" + f" ({min(values):.3g} to {max(values):.3g})" * (len(values) > 1)
+    found = np.mean(values), min(values), max(values)
+    mean, *ends = (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" for value in found)
+    return mean + " ({} to {})".format(*ends) * (len(set(ends)) > 1)
 
 
 def results_table(runs, measures=MEASURES):

@@ -626,8 +626,8 @@ def test_tables_of_what_a_folder_has(tmp_path):
     of_grid["CarCircle2", "sacv2-lag@0.5,60"] = of_grid["CarCircle2", "sacv2-lag@0.5,50"]
     lines = figures.results_table(of_grid, figures.ROBUSTNESS).splitlines()[2:]  # in the order of the plan
     assert "ε_0 = 0.5, ν_0 = 60 | 1 |" in lines[13]  # by number
-    assert lines[4] == "| CarCircle2 | Meta SAC-Lag (Eq. 14); ε_0 = 0.5, ν_0 = 500 | 1 | 500 | 1.5e+03 | 1e+03 |"
-    assert lines[-1] == "| CarCircle2 | SACv2-Lag; ε_0 = 1, ν_0 = 5000 | 1 | 5e+03 | 1.5e+04 | 1e+04 |"
+    assert lines[4] == "| CarCircle2 | Meta SAC-Lag (Eq. 14); ε_0 = 0.5, ν_0 = 500 | 1 | 500 | 1,502 | 1,001 |"
+    assert lines[-1] == "| CarCircle2 | SACv2-Lag; ε_0 = 1, ν_0 = 5000 | 1 | 5,001 | 15,003 | 10,002 |"
     of_arms = {pair: of_seeds for pair, of_seeds in runs.items() if pair[0] in figures.SETTINGS}
     measures = {name: figures.DEPLOYED[name] for name in ("twin: jerk", "arm: jerk", "jerk, end", "evaluated: success")}
     assert figures.results_table(of_arms, measures).splitlines()[2] == (  # "arm": of the seed whose rehearsal went well
