@@ -323,10 +323,17 @@ ROBUSTNESS = {name: MEASURES[name] for name in ("violations, whole run", "violat
 STARTED = MEASURES | {"ε after a fifth": lambda c: np.interp(c["meta/epsilon"][-1, 0] / 5, *c["meta/epsilon"].T)}
 
 
+def at_start(term, steps=10_000):
+    return lambda c: (curve := c[f"gradients/{term}"])[curve[:, 0] <= steps, 1].mean()
+
+
 TASKS = {name: MEASURES[name] for name in MEASURES if "promises" not in name and "gets" not in name} | {
     "Q_c's calibration error": lambda c: c["critics/calibration_error"][-1, 1],
     "evaluated: success": lambda c: c["eval/success"][-1, 1],
     "steps": lambda c: c["charts/violations_total"][-1, 0],
+    "reward's gradient to step 10,000": at_start("reward"),
+    "entropy's": at_start("entropy"),
+    "safety's": at_start("safety"),
 }
 
 
