@@ -603,21 +603,22 @@ class EggManipulate(gym.Env):
     ## Action Space
     `Box(-1, 1, (20,), float32)`: absolute position targets of the hand's 20 actuators, -1 and 1 being the ends of
     each actuator's range (rad). Zero holds every joint at mid-range, where the egg rests in the palm. Values outside
-    are clipped. The targets go there by at most `max_change` a step: from one end to the other in 0.16 s.
+    are clipped. The targets go there by at most `max_change` a step: from one end to the other in 0.4 s.
 
     ## Observation Space
-    `Box(-inf, inf, (84,), float32)`
+    `Box(-inf, inf, (85,), float32)`
 
     | index | content | unit |
     |---|---|---|
     | 0-23 | hand joint positions | rad |
-    | 24-47 | hand joint velocities | 5 rad/s |
-    | 48-50 | egg linear velocity | dm/s |
+    | 24-47 | hand joint velocities | 2 rad/s |
+    | 48-50 | egg linear velocity relative to the palm, along the palm's axes | 5 cm/s |
     | 51-53 | egg angular velocity | rad/s |
-    | 54-56 | egg position, from about where it rests in the palm: (1, 0.87, 0.16) m | cm |
+    | 54-56 | egg position along the palm's axes, from about where it rests: (1, -4.3, 6.7) cm from the palm's origin | cm |
     | 57-60 | egg orientation, unit quaternion (w, x, y, z), w >= 0 | |
     | 61-63 | rotation from there to the target: its axis in the world, as long as its angle | rad |
     | 64-83 | where the actuators' targets are, as actions | |
+    | 84 | height of the egg over `min_height` | 2 cm |
 
     ## Rewards
     Minus the rotation (rad, in [0, pi]) that is left between the egg and its target, after the step.
@@ -648,7 +649,7 @@ class EggManipulate(gym.Env):
     | `render_mode` | None | "rgb_array" or "human" |
     | `max_force` | 20.0 | N, the paper's bound on the force on the egg |
     | `min_height` | 0.10 | m, the egg counts as dropped below it (none ever came back from there: 0 of 10) |
-    | `max_change` | 0.5 | how far an actuator's target moves in a step, its range being 2; at 2 at once, as the original's |
+    | `max_change` | 0.2 | how far an actuator's target moves in a step, its range being 2; at 2 at once, as the original's |
 
     ## Differences from the original
     * The original has no cost. The paper does not say which force it means. Here it is the largest single contact: a
@@ -664,10 +665,10 @@ class EggManipulate(gym.Env):
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 25}
-    ORIGIN = np.repeat([0.0, 1.0, 0.87, 0.16, 0.0], [54, 1, 1, 1, 27])
-    UNITS = np.repeat([1.0, 5.0, 0.1, 1.0, 0.01, 1.0], [24, 24, 3, 3, 3, 27])
+    ORIGIN = np.repeat([0.0, 0.01, -0.043, 0.067, 0.0], [54, 1, 1, 1, 28])
+    UNITS = np.repeat([1.0, 2.0, 0.05, 1.0, 0.01, 1.0, 0.02], [24, 24, 3, 3, 3, 27, 1])
 
-    def __init__(self, render_mode=None, max_force=20.0, min_height=0.10, max_change=0.5):
+    def __init__(self, render_mode=None, max_force=20.0, min_height=0.10, max_change=0.2):
         check_render_mode(self, render_mode)
         self.hand = MujocoHandEggEnv(
             target_position="ignore", target_rotation="xyz", reward_type="dense", render_mode=render_mode
@@ -675,8 +676,10 @@ class EggManipulate(gym.Env):
         self.render_mode, self.max_force, self.min_height = render_mode, max_force, min_height
         self.max_change = max_change
         self.egg_geom = mujoco.mj_name2id(self.hand.model, mujoco.mjtObj.mjOBJ_GEOM, "object")
+        names = "robot0:palm", "object"
+        self.bodies = [mujoco.mj_name2id(self.hand.model, mujoco.mjtObj.mjOBJ_BODY, name) for name in names]
         self.action_space = gym.spaces.Box(-1.0, 1.0, (20,), np.float32)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (84,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (85,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -720,9 +723,24 @@ class EggManipulate(gym.Env):
         return largest
 
     def _observation(self):
-        observation = np.concatenate([self.hand._get_obs()["observation"], self._rotation_left(), self.targets])
+        seen = self.hand._get_obs()["observation"]
+        over = seen[56] - self.min_height
+        observation = np.concatenate([seen, self._rotation_left(), self.targets, [over]])
+        observation[48:51], observation[54:57] = self._on_palm()
         observation[57:61] *= np.copysign(1.0, observation[57])  # q and -q are one orientation
         return ((observation - self.ORIGIN) / self.UNITS).astype(np.float32)
+
+    def _on_palm(self):
+        """The egg's velocity (m/s) and position (m) relative to the palm, along its axes"""
+        model, data = self.hand.model, self.hand.data
+        palm, egg = self.bodies
+        both = np.zeros((2, 6))  # angular and linear velocity, along the world's axes
+        for body, velocity in zip(self.bodies, both):
+            mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_XBODY, body, velocity, 0)
+        way = data.xpos[egg] - data.xpos[palm]
+        relative = both[1, 3:] - both[0, 3:] - np.cross(both[0, :3], way)
+        axes = data.xmat[palm].reshape(3, 3)  # in columns
+        return relative @ axes, way @ axes
 
     def _rotation_left(self):
         """The rotation (rad, about an axis of the world, at most pi) that takes the egg to its target"""

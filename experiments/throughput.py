@@ -61,7 +61,7 @@ sys.path.insert(0, str(ROOT))
 import meta_sac_lag
 import sac_lag_baselines
 
-SIZES = {"EggManipulate": (84, 20), "HumanoidVelocity": (376, 17)}  # observation, action
+SIZES = {"EggManipulate": (85, 20), "HumanoidVelocity": (376, 17)}  # observation, action
 ROWS = 20_000  # transitions in the buffers
 
 
