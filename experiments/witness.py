@@ -11,7 +11,6 @@ another, is in sweep.py's format, of the algorithm "sb3-sac", returns without th
 
 import csv
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -107,7 +106,8 @@ def main(
     model = SAC("MlpPolicy", Shifted(gym.make(f"{module}:{env_id}", **training), shift), seed=seed, device="cpu")
     env = Shifted(gym.make(f"{module}:{env_id}"), shift)
     with open(path, "w", newline="") as file:
-        file.write(f"# command: {shlex.join(['python', *sys.argv])}\n# commit: {sweep.commit()}\n")
+        command = f"--env-id {env_id} --seed {seed} --total-timesteps {total_timesteps} --reward-shift {shift:g}"
+        file.write(f"# command: python experiments/witness.py {command}\n# commit: {sweep.commit()}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["suite", "env", "algo", "seed", "step", "metric", "value"])
 
