@@ -41,7 +41,7 @@ ENVIRONMENTS = {
     "FrankaDrawerClose": ("benchmark_envs", 500.0, 5.0, 2.5, {"start": "close"}),
     "CarCircle2": ("benchmark_envs", 500.0, 100.0, 0.0, {}),
     "PushTopple": ("benchmark_envs", 1000.0, 20.0, 3.6, {}),
-    "EggManipulate": ("benchmark_envs", 100.0, 10.0, 3.2, {}),
+    "EggManipulate": ("benchmark_envs", 1000.0, 10.0, 3.2, {}),
     **{f"PourCoffee{n}": ("pour_coffee_env", 50.0, 5.0, 0.0, {"start": "pour"}) for n in ("", *TABLE_2)},
 }
 

@@ -42,7 +42,7 @@ ENVIRONMENTS = {
     "FrankaDrawerClose": ("benchmark_envs", 0.6, 500.0, 500.0, 5.0, 2.5, {"start": "close"}),
     "CarCircle2": ("benchmark_envs", 0.5, 500.0, 5.0, 100.0, 0.0, {}),
     "PushTopple": ("benchmark_envs", 0.5, 1000.0, 10.0, 20.0, 3.6, {}),
-    "EggManipulate": ("benchmark_envs", 0.5, 100.0, 1.0, 10.0, 3.2, {}),
+    "EggManipulate": ("benchmark_envs", 0.5, 1000.0, 10.0, 10.0, 3.2, {}),
     **{f"PourCoffee{n}": ("pour_coffee_env", 0.5, 50.0, 50.0, 5.0, 0.0, {"start": "pour"}) for n in ("", *TABLE_2)},
 }  # epsilon and nu for PourCoffee and for any other environment are ours, untuned
 

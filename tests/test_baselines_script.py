@@ -82,7 +82,7 @@ def test_bad_input(run_here, flags, words):
         ("sacv2-lag", "HumanoidVelocity", 0.4, 10), ("rcpo-metasac", "FrankaDrawerClose", 0.6, 500),
         ("sacv2-lag", "CarCircle2", 0.5, 500), ("rcpo-sacv2", "CarCircle2", 0.5, 5),
         ("sacv2-lag", "PushTopple", 0.5, 1000), ("rcpo-sacv2", "PushTopple", 0.5, 10),
-        ("sacv2-lag", "EggManipulate", 0.5, 100), ("rcpo-metasac", "EggManipulate", 0.5, 1),
+        ("sacv2-lag", "EggManipulate", 0.5, 1000), ("rcpo-metasac", "EggManipulate", 0.5, 10),
     ],
 )
 def test_table_1(folder, monkeypatch, algo, env_id, epsilon, nu):

@@ -39,7 +39,7 @@ def test_the_command_of_the_readme(tmp_path):
     written = scalars(run_dir)
     assert set(written) == {*TAGS, *KINDS}
     assert [step for step, _ in written["meta/nu"]] == [300, 400]
-    assert written["meta/nu"][-1][1] == pytest.approx(100, abs=0.5)  # Table 1
+    assert written["meta/nu"][-1][1] == pytest.approx(1000, abs=0.5)  # ten times Table 1
     assert all(np.isfinite(value) for series in written.values() for _, value in series)
     events = EventAccumulator(str(run_dir))
     events.Reload()
@@ -313,7 +313,7 @@ def test_training_starts_where_the_table_says_and_an_evaluation_as_the_task(
 def test_table_1_for_either_spelling(folder, train_here):
     short = (*SHORT, "--total-timesteps", 30)
     names = train_here("benchmark_envs:EggManipulate", *short)
-    assert names["nu"] == 100 and names["epsilon"] == 1 and names["log_alpha"] == 0  # epsilon_0 = alpha_0 = 1
+    assert names["nu"] == 1000 and names["epsilon"] == 1 and names["log_alpha"] == 0  # epsilon_0 = alpha_0 = 1
     names = train_here("my_env:MyEnv-v0", *short)
     assert names["nu"] == 10 and (names["args"].reward_scale, names["args"].reward_shift) == (1, 0)
     args = train_here("CarCircle2", *short, "--nu-init", 3, "--reward-scale", 3, "--reward-shift", -2)["args"]
