@@ -31,6 +31,19 @@ def test_what_is_foreseen(tmp_path, capsys):
     assert own > 0.6 and other > 0.5 and rest < 0.05 and blind < 0.15, found
 
 
+def test_the_steps_before_a_violation(tmp_path):
+    folder = run_dir(tmp_path / "a", 0)
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    D = saved["parts"]["D"]
+    D["next_obs"] = D["obs"].roll(-1, 0)
+    D["next_obs"][[3, 6]] += 1  # rows 4 and 7 begin an episode
+    D["cost"].zero_()[[3, 8]] = 1
+    torch.save(saved, folder / "checkpoint.pt")
+    for ahead, rows in ((0, [3, 8]), (1, [2, 3, 7, 8]), (5, [0, 1, 2, 3, 7, 8])):
+        _, _, violates = foresight.transitions(folder, (), ahead)
+        assert violates.nonzero().flatten().tolist() == rows
+
+
 def test_a_run_without_a_checkpoint_or_violations_is_told(tmp_path):
     folder = run_dir(tmp_path / "a", 0)
     command = [sys.executable, "experiments/foresight.py", "--train", str(folder), "--test"]
