@@ -614,7 +614,7 @@ class EggManipulate(gym.Env):
     | 24-47 | hand joint velocities | 2 rad/s |
     | 48-50 | egg linear velocity relative to the palm, along the palm's axes | 5 cm/s |
     | 51-53 | egg angular velocity | rad/s |
-    | 54-56 | egg position along the palm's axes, from about where it rests: (1, -4.3, 6.7) cm from the palm's origin | cm |
+    | 54-56 | egg position along the palm's axes, from (1, -4.3, 6.7) cm, about where trained policies have it | cm |
     | 57-60 | egg orientation, unit quaternion (w, x, y, z), w >= 0 | |
     | 61-63 | rotation from there to the target: its axis in the world, as long as its angle | rad |
     | 64-83 | where the actuators' targets are, as actions | |
@@ -659,6 +659,8 @@ class EggManipulate(gym.Env):
       step before foretells, its largest force included. Of 40 episodes each, uniform actions violate by force in 0.28
       without it and in none with it; actions of -1 and 1, others every ten steps, in 0.50 and 0.38, and drop the egg in
       0.25 and 0.20.
+    * Observed are the targets of the actuators, the egg's height over `min_height`, and its place and velocity along the
+      palm's axes (there: the world's, in which the palm swings, and from whose edge the egg drops).
     * The observation is flat and in units of its own size (there: m, rad, s). The target is the rotation that is left:
       there it is a quaternion, from which a network would have to learn their product, q and -q being one rotation.
     * `reset(seed=s)` gives the same episode bit for bit whatever came before it; the original leaves the solver's warm
