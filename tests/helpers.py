@@ -91,7 +91,7 @@ def same(a, b):
 
 
 def random_policy(env_id, episodes):
-    """Uniform actions: the rate of violating episodes, and the median step (from 1) at which these end."""
+    """Uniform actions: the rate of violating episodes, and the median step (from 1) at which these end (nan: none)."""
     env, rng, first = gym.make(f"benchmark_envs:{env_id}"), np.random.default_rng(0), []
     for episode in range(episodes):
         env.reset(seed=episode)
@@ -104,4 +104,4 @@ def random_policy(env_id, episodes):
         if info["cost"]:
             first.append(step)
     env.close()
-    return len(first) / episodes, np.median(first)
+    return len(first) / episodes, np.median(first) if first else np.nan
