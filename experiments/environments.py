@@ -105,9 +105,9 @@ def random(episodes=100):
         print(f"| {env_id} | {algo} | {violation:.2f} | {at} | {kinds} | {total:.3g} | {length:.3g} | {success:.2f} |")
         found = dict(violation=violation, episodic_return=total, episodic_length=length, success=success)
         found = {key: value for key, value in found.items() if np.isfinite(value)}  # some have no goal to reach
-        rows += [("tasks", env_id, algo, 0, 0, f"eval/{key}", f"{value:.5g}") for key, value in found.items()]
+        rows += [("fig2", env_id, algo, 0, 0, f"eval/{key}", f"{value:.5g}") for key, value in found.items()]
         env.close()
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "tasks_reduced", "untrained.csv")
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "fig2_reduced", "untrained.csv")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", newline="") as file:
         file.write(f"# command: python experiments/environments.py random\n# episodes: {episodes}\n")

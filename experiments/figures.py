@@ -1,12 +1,13 @@
-"""Pictures and the README's table of results, from the CSVs of experiments/sweep.py alone.
+"""Pictures and tables of results, from the CSVs of experiments/sweep.py, witness.py and environments.py alone.
 
     python experiments/figures.py                       # of every sweep in experiments/results/ and in ./sweeps/
     python experiments/figures.py --table               # the tables, as Markdown
     python experiments/figures.py --folders my_sweep    # of this one
 
-An environment is shown with the seeds that all five algorithms have. Thick: mean over seeds (of alpha the geometric
-one); thin: each seed. Epsilon is drawn by seed alone, since a mean of 0 and 1 is no run's. From five seeds on: their
-interquartile mean, and its 95 % bootstrap interval. Curves of episodes are means over 5 % of the run to either side.
+What is there is shown; two algorithms are compared by the seeds that both have. Thick: mean over seeds (of alpha the
+geometric one); thin: each seed. Epsilon is drawn by seed alone, since a mean of 0 and 1 is no run's. From five seeds on:
+their interquartile mean, and its 95 % bootstrap interval. Curves of episodes are means over 5 % of the run to either
+side.
 """
 
 import contextlib
@@ -29,8 +30,6 @@ CONTROLS = {
     "rcpo-unpenalised": "RCPO-SACv2, ν = 0",
     "meta-sac-lag-unshifted": "Meta SAC-Lag (Eq. 14), `--reward-shift 0`",
     "sacv2-lag-unshifted": "SACv2-Lag, `--reward-shift 0`",
-    "rcpo-small": "RCPO-SACv2, ν_0 = 0.1",
-    "meta-sac-lag-unscaled": "Meta SAC-Lag (Eq. 14), `--reward-scale 1`",
 }
 WITNESS = {"sb3-sac": "Stable-Baselines3's SAC, no constraint"}
 NAMES = {"random": "uniformly random", "nothing": "no motion", "script": "a script", **WITNESS, **LABELS, **CONTROLS}
@@ -59,22 +58,6 @@ def read(folder):
         for seed, curves in of_seeds.items():
             of_seeds[seed] = {metric: np.array(sorted(points)) for metric, points in curves.items()}
     return dict(sorted(runs.items()))
-
-
-def whole(runs):
-    """Of each environment the seeds that all five algorithms have, and the random policy. What is left out is named."""
-    shared = {}
-    for env_id in dict.fromkeys(env_id for env_id, _ in runs):
-        seeds = {algo: set(runs.get((env_id, algo), ())) for algo in LABELS}
-        shared[env_id], seen = set.intersection(*seeds.values()), set.union(*seeds.values())
-        if seen > shared[env_id] and env_id not in SETTINGS:  # which one algorithm trains, for Figure 3
-            left_out = ", ".join(map(str, sorted(seen - shared[env_id])))
-            without = ", ".join(algo for algo, of in seeds.items() if of < seen)
-            print(f"note: {env_id}: left out is seed {left_out}, which is missing from {without}", file=sys.stderr)
-    return {
-        (env_id, algo): {seed: of_seeds[seed] for seed in of_seeds if seed in shared[env_id] or algo not in LABELS}
-        for (env_id, algo), of_seeds in runs.items() if shared[env_id] and algo in NAMES
-    }  # fmt: skip
 
 
 def per_episode(curves, metric, last=None):
@@ -148,46 +131,30 @@ def axes_of(rows, runs):
 
 
 def figure_2(runs, path):
-    """Return, alpha, violation rate with epsilon dashed, of every environment and algorithm."""
-    fig, columns, axes = axes_of(3, runs)
-    for env_id, (above, middle, below) in columns.items():
-        for i, (algo, label) in enumerate(LABELS.items()):
-            of_seeds, style = runs[env_id, algo], dict(color=f"C{i}")
-            draw(above, of_seeds, lambda c: per_episode(c, "charts/episodic_return"), label, **style)
-            draw(middle, of_seeds, lambda c: (c["meta/alpha"][:, 0], np.log10(c["meta/alpha"][:, 1])), label, **style)
-            draw(below, of_seeds, lambda c: per_episode(c, "charts/violation"), label, **style)
-            if algo.startswith("meta"):
-                draw(below, of_seeds, lambda c: c["meta/epsilon"].T, None, mean=False, linestyle="--", **style)
-        below.set_ylim(-0.03, 1.03)
-    for ax, label in zip(axes[:, 0], ("return", "log₁₀ α", "violation rate (ε dashed)")):
-        ax.set_ylabel(label)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
-    fig.savefig(path, dpi=90)
-
-
-def figure_tasks(runs, path):
-    """Of every task that was trained on: return, success of the evaluated policies, violations in all, log alpha with
-    epsilon dashed."""
+    """Return, success of the evaluated policies, violations in all, violation rate with epsilon dashed, and alpha."""
     trained = [*LABELS, *WITNESS]
     runs = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in trained}
-    fig, columns, axes = axes_of(4, runs)
-    for (env_id, algo), of_seeds in runs.items():
-        returned, success, violations, alpha = columns[env_id]
+    fig, columns, axes = axes_of(5, runs)
+    for (env_id, algo), of_seeds in sorted(runs.items(), key=lambda item: trained.index(item[0][1])):
+        returned, success, total, rate, alpha = columns[env_id]
         style = dict(color=f"C{trained.index(algo)}")
         draw(returned, of_seeds, lambda c: per_episode(c, "charts/episodic_return"), NAMES[algo], **style)
         if "eval/success" in next(iter(of_seeds.values())):  # some have no goal to reach
             draw(success, of_seeds, lambda c: c["eval/success"].T, None, **style)
-        draw(violations, of_seeds, lambda c: c["charts/violations_total"].T, None, **style)
+        draw(total, of_seeds, lambda c: c["charts/violations_total"].T, None, **style)
+        draw(rate, of_seeds, lambda c: per_episode(c, "charts/violation"), None, **style)
         if algo in LABELS:
             draw(alpha, of_seeds, lambda c: (c["meta/alpha"][:, 0], np.log10(c["meta/alpha"][:, 1])), None, **style)
         if algo.startswith("meta"):
-            draw(alpha, of_seeds, lambda c: c["meta/epsilon"].T, None, mean=False, linestyle="--", **style)
-        success.set_ylim(-0.03, 1.03)
-        returned.legend(fontsize=8)
-    labels = "return", "success, evaluated", "violations in all", "log₁₀ α (ε dashed)"
+            draw(rate, of_seeds, lambda c: c["meta/epsilon"].T, None, mean=False, linestyle="--", **style)
+        for ax in (success, rate):
+            ax.set_ylim(-0.03, 1.03)
+    labels = "return", "success, evaluated", "violations in all", "violation rate (ε dashed)", "log₁₀ α"
     for ax, label in zip(axes[:, 0], labels):
         ax.set_ylabel(label)
-    fig.savefig(path, dpi=90)
+    handles = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=8)
+    fig.savefig(path, dpi=75)
 
 
 def figure_reliability(runs, path):
@@ -222,15 +189,19 @@ def reliability(of_seeds):
 
 def figure_threshold(runs, path):
     """epsilon beside E[Q_c], and nu, of the three algorithms that have L as Eq. 11 has it."""
+    three = ("meta-sac-lag", "meta-sac-lag-nonlinear", "sacv2-lag")
+    runs = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in three}
     fig, columns, axes = axes_of(4, runs)
     for env_id, column in columns.items():
-        for i, algo in enumerate(("meta-sac-lag", "meta-sac-lag-nonlinear", "sacv2-lag")):
+        for i, algo in enumerate(three):
+            column[i].set_ylabel(LABELS[algo] if env_id == next(iter(columns)) else "", fontsize=8)
+            if (env_id, algo) not in runs:
+                continue
             of_seeds, style = runs[env_id, algo], dict(color=f"C{i}")
             draw(column[i], of_seeds, lambda c: c["meta/epsilon"].T, "ε", mean=False, linestyle="--", **style)
             draw(column[i], of_seeds, lambda c: c["values/qc"].T, "E[Q_c]", mean=False, **style)
             column[i].set_ylim(-0.03, 1.03)
             draw(column[3], of_seeds, lambda c: c["meta/nu"].T, LABELS[algo], **style)
-            column[i].set_ylabel(LABELS[algo] if env_id == next(iter(columns)) else "", fontsize=8)
             column[i].legend(fontsize=7)
     axes[3, 0].set_ylabel("ν")
     axes[3, 0].legend(fontsize=7)
@@ -398,12 +369,19 @@ def settles(curves):
     return (step[away[-1] + 1] if len(away) else step[0]), epsilon[-1]
 
 
+def both(runs, env_id, one, other, name):
+    """A measure of two algorithms' runs, of the seeds that both have: (2, seeds)"""
+    of_one, of_other = (runs.get((env_id, algo), {}) for algo in (one, other))
+    seeds = sorted(of_one.keys() & of_other.keys())
+    return np.array([[MEASURES[name](of_seeds[seed]) for seed in seeds] for of_seeds in (of_one, of_other)])
+
+
 def p_value(runs, name, one, other, sign):
     """Of `one` being lower (sign 1) or higher (-1) than `other`: the exact one-sided rank test, within environments."""
     observed, counts = 0, np.ones(1)
     for env_id in dict.fromkeys(env_id for env_id, _ in runs):
-        both = [[sign * MEASURES[name](curves) for curves in runs[env_id, algo].values()] for algo in (one, other)]
-        values, n = np.concatenate(both), len(both[0])
+        values = sign * both(runs, env_id, one, other, name)
+        n, values = values.shape[1], values.ravel()
         ranks = 2 * (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1)  # twice, for ties
         ways = np.zeros((n + 1, ranks.sum() + 1))  # how many choices of so many ranks have this sum
         ways[0, 0] = 1
@@ -414,23 +392,23 @@ def p_value(runs, name, one, other, sign):
 
 
 def claims_table(runs):
-    """What the claims (a) to (d) compare, for each environment: is every seed of one algorithm below every seed of the
-    other (fewer, lower), above (more, higher), or do their ranges overlap? And p over all environments, of the claim
-    against SACv2-Lag, or Eq. 16."""
+    """What the claims (a) to (d) compare, for each environment, of the seeds that both algorithms have: is every seed of
+    the one below every seed of the other (fewer, lower), above (more, higher), or do their ranges overlap? And p over
+    all environments that have both, of the claim against SACv2-Lag, or Eq. 16."""
 
     def compare(env_id, one, others, name, below, above):
         found = {below: [], "overlaps": [], above: []}
-        mine = [MEASURES[name](curves) for curves in runs[env_id, one].values()]
         for other in others:
-            theirs = [MEASURES[name](curves) for curves in runs[env_id, other].values()]
-            word = below if max(mine) < min(theirs) else above if min(mine) > max(theirs) else "overlaps"
-            found[word].append(LABELS[other].removeprefix("Meta SAC-Lag ").strip("()"))
+            mine, theirs = both(runs, env_id, one, other, name)
+            if len(mine):
+                word = below if max(mine) < min(theirs) else above if min(mine) > max(theirs) else "overlaps"
+                found[word].append(LABELS[other].removeprefix("Meta SAC-Lag ").strip("()"))
         return "; ".join(f"{word} {', '.join(names)}" for word, names in found.items() if names)
 
     baselines, meta, nonlinear = ("sacv2-lag", "rcpo-sacv2", "rcpo-metasac"), "meta-sac-lag", "meta-sac-lag-nonlinear"
     fewer, lower = ("fewer than", "more than"), ("lower than", "higher than")
     norms = [lambda c, tag=tag: at_end(abs(c[f"gradients/{tag}"])) for tag in ("reward", "safety")]
-    promises = [lambda c, tag=tag: c[f"critics/{tag}"][-1, 1] for tag in ("promised_r", "got_r")]
+    of_r, of_c = ([lambda c, tag=f"critics/{p}_{x}": c[tag][-1, 1] for p in ("promised", "got")] for x in "rc")
     alpha, nu = MEASURES["α, last"], MEASURES["ν, last"]
     half = lambda c: np.interp(c["charts/violations_total"][-1, 0] / 2, *c["charts/violations_total"].T)
     rate, steps = MEASURES["violation rate, end"], lambda c: per_episode(c, "charts/episodic_length", LAST)
@@ -455,9 +433,10 @@ def claims_table(runs):
         "α, last, SACv2-Lag": lambda e: each(e, "sacv2-lag", alpha),
         "norms of g_r and of ν' g_c, end, Eq. 14": lambda e: each(e, meta, *norms),
         "those norms, SACv2-Lag": lambda e: each(e, "sacv2-lag", *norms),
-        "evaluated: success, best of all runs": lambda e: best(e, "eval/success"),
-        "E[Q_r] promised at initial states, and what comes, Eq. 14": lambda e: each(e, meta, *promises),
-        "both, SACv2-Lag": lambda e: each(e, "sacv2-lag", *promises),
+        "E[Q_r] promised at initial states / what comes, Eq. 14": lambda e: each(e, meta, *of_r),
+        "both, SACv2-Lag": lambda e: each(e, "sacv2-lag", *of_r),
+        "E[Q_c] promised at initial states / what comes, Eq. 14": lambda e: each(e, meta, *of_c),
+        "both of Q_c, SACv2-Lag": lambda e: each(e, "sacv2-lag", *of_c),
         "RCPO-SACv2: violation rate, end": lambda e: each(e, "rcpo-sacv2", rate),
         "RCPO-SACv2: steps an episode, end": lambda e: each(e, "rcpo-sacv2", steps),
         "RCPO-MetaSAC: violation rate, end": lambda e: each(e, "rcpo-metasac", rate),
@@ -465,23 +444,21 @@ def claims_table(runs):
     }
 
     def ends(env_id, algo):
-        found = [settles(curves) for curves in runs[env_id, algo].values()]
+        found = [settles(curves) for curves in runs.get((env_id, algo), {}).values()]
         return ", ".join(f"{epsilon:.2f} ({step:,.0f})" for step, epsilon in found)
 
     def each(env_id, algo, *measures):
-        found = [[measure(curves) for measure in measures] for curves in runs[env_id, algo].values()]
+        found = [[measure(curves) for measure in measures] for curves in runs.get((env_id, algo), {}).values()]
         return ", ".join(" / ".join(f"{value:.3g}" for value in values) for values in found)
 
-    def best(env_id, metric):
-        found = [curves[metric][-1, 1] for algo in LABELS for curves in runs[env_id, algo].values() if metric in curves]
-        return f"{max(found):.2f}" if found else "none is defined"
-
-    env_ids = list(dict.fromkeys(env_id for env_id, _ in runs))
+    env_ids = list(dict.fromkeys(env_id for env_id, algo in runs if algo == meta))
     lines = [f"| Meta SAC-Lag's seeds | {' | '.join(env_ids)} | p |", "|---" * (len(env_ids) + 2) + "|"]
     for name, (one, others, measure, words, sign) in compared.items():
         cells = [compare(env_id, one, others, measure, *words) for env_id in env_ids]
-        lines.append(f"| {name} | {' | '.join(cells)} | {p_value(runs, measure, one, others[0], sign):.2f} |")
-    return "\n".join(lines + [f"| {name} | {' | '.join(map(row, env_ids))} | |" for name, row in rows.items()])
+        p = f"{p_value(runs, measure, one, others[0], sign):.2g}" if any(cells) else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {p} |")
+    cells = {name: " | ".join(map(row, env_ids)) for name, row in rows.items()}
+    return "\n".join(lines + [f"| {name} | {of} | |" for name, of in cells.items() if of.strip(" |")])
 
 
 def main(folders: tuple[Path, ...] = (), table: bool = False):
@@ -499,7 +476,9 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
     # SUITE_PROTOCOL: results/threshold is of threshold.py
     for folder in folders or sorted([*results.glob("*_*/"), *Path("sweeps").glob("*/")]):
         runs = read(folder)
-        compared = whole(runs)
+        compared = {pair: of for pair, of in runs.items() if pair[0] not in SETTINGS and pair[1] in NAMES}
+        if not any(algo in LABELS for _, algo in compared):
+            compared = {}
         controls = {pair: of_seeds for pair, of_seeds in runs.items() if pair[1] in CONTROLS}
         of_grid = {pair: of_seeds for pair, of_seeds in runs.items() if "@" in pair[1]}
         of_arms = {pair: of_seeds for pair, of_seeds in runs.items() if "twin/jerk" in next(iter(of_seeds.values()))}
@@ -509,17 +488,14 @@ def main(folders: tuple[Path, ...] = (), table: bool = False):
             figures.append((figure_3, of_arms, "figure_3"))
         if all(any(f"{algo}@" in name for _, name in of_grid) for algo in ("meta-sac-lag", "sacv2-lag")):
             figures.append((figure_robustness, of_grid, "robustness"))
-        of_tasks = runs if folder.name.startswith("tasks") else {}
-        if any(algo in LABELS for _, algo in of_tasks):
-            figures.append((figure_tasks, of_tasks, "figure"))
         if any(map(reliability, runs.values())):
             figures.append((figure_reliability, runs, "reliability"))
-        if folders and not (compared or controls or of_arms or of_grid or of_tasks if table else figures):
+        if folders and not (compared or controls or of_arms or of_grid if table else figures):
             print(f"note: nothing in {folder} is enough for a {'table' if table else 'figure'}", file=sys.stderr)
         if table:
             if compared:
-                print(f"{folder}\n\n{results_table(compared)}\n\n{claims_table(compared)}\n")
-            for of, measures in ((controls, MEASURES), (of_arms, DEPLOYED), (of_grid, STARTED), (of_tasks, TASKS)):
+                print(f"{folder}\n\n{results_table(compared, TASKS)}\n\n{claims_table(compared)}\n")
+            for of, measures in ((controls, TASKS), (of_arms, DEPLOYED), (of_grid, STARTED)):
                 if of:
                     print(f"{folder}\n\n{results_table(of, measures)}\n")
             continue

@@ -5,7 +5,7 @@
 
 Its hyperparameters are its own. A violation ends the episode; with the task's reward shift, as in meta_sac_lag.py's
 table, that does not pay. Training starts as it does there, evaluations by the environment's default: ten episodes of
-the policy without noise each 5,000 steps, 40 of the last one. The CSV, in results/tasks_reduced unless --folder names
+the policy without noise each 5,000 steps, 40 of the last one. The CSV, in results/fig2_reduced unless --folder names
 another, is in sweep.py's format, of the algorithm "sb3-sac", returns without the shift.
 """
 
@@ -94,7 +94,7 @@ def main(
     seed: int = 1,
     total_timesteps: int = 50_000,
     reward_shift: float | None = None,  # None: the table's
-    folder: Path = Path(__file__).parent / "results" / "tasks_reduced",
+    folder: Path = Path(__file__).parent / "results" / "fig2_reduced",
 ):
     if env_id not in ENVIRONMENTS:
         sys.exit(f"error: --env-id {env_id}: known are {', '.join(ENVIRONMENTS)}")
@@ -112,7 +112,7 @@ def main(
         writer.writerow(["suite", "env", "algo", "seed", "step", "metric", "value"])
 
         def write(step, found):
-            writer.writerows(["tasks", env_id, "sb3-sac", seed, step, *item] for item in found.items())
+            writer.writerows(["fig2", env_id, "sb3-sac", seed, step, *item] for item in found.items())
             file.flush()
 
         model.learn(total_timesteps, callback=Log(write, env, total_timesteps))
