@@ -43,6 +43,7 @@ ENVIRONMENTS = {
     "PushTopple": ("benchmark_envs", 1000.0, 20.0, 3.6, {}),
     "EggManipulate": ("benchmark_envs", 1000.0, 10.0, 3.2, {}),
     **{f"PourCoffee{n}": ("pour_coffee_env", 50.0, 5.0, 0.0, {"start": "pour"}) for n in ("", *TABLE_2)},
+    "PourCoffeeTwin": ("kinova_real", 50.0, 5.0, 0.0, {"start": "pour"}),
 }
 
 
@@ -306,7 +307,7 @@ def main(at_end):
         env.episode_id = episode - args.initial_states - (gym.__version__ >= "1")
 
     def write_checkpoint():
-        run = dict(args=vars(args), arm=arm, counters=(global_step, episode, violations_total, recent))
+        run = dict(args=vars(args), counters=(global_step, episode, violations_total, recent))
         run |= dict(parts={name: part.state_dict() for name, part in parts.items()}, tensors=tensors)
         run |= dict(rng=rng.get_state(), device=device.type, threads=torch.get_num_threads())
         return global_step if save(policy | run, f"{run_dir}/checkpoint.pt") else saved_step
@@ -319,7 +320,8 @@ def main(at_end):
         save_due, eval_due = (n > 0 and (finished or global_step // n > episode_start // n) for n in periods)
         if save_due or eval_due:
             stop_if_not_finite({})
-            policy = dict(env_id=args.env_id, sizes=sizes, spaces=spaces, step=global_step, actor=actor.state_dict())
+            policy = dict(env_id=args.env_id, arm=arm, sizes=sizes, spaces=spaces, step=global_step)
+            policy["actor"] = actor.state_dict()
             save(policy, f"{run_dir}/policy_{global_step}.pt")
         if finished:  # before the evaluation, lest it be lost with it; others after it, so that no resume repeats it
             saved_step = write_checkpoint()
@@ -547,7 +549,8 @@ def read_args():
             print(f"note: the run keeps its own {', '.join(ignored)}")
         if args.total_timesteps <= saved["step"]:
             sys.exit(f"error: {run_dir} has {saved['step']} steps; a larger --total-timesteps takes it further")
-    args.env_id = args.env_id.removeprefix("./").removeprefix("benchmark_envs:")  # every spelling gets Table 1's nu
+    # Every spelling gets Table 1's nu
+    args.env_id = re.sub(r"^(\./)?((benchmark_envs|pour_coffee_env|kinova_real):)?", "", args.env_id)
     _, *defaults, _ = ENVIRONMENTS.get(args.env_id, ("", 10.0, 1.0, 0.0, {}))
     for name, default in zip(("nu_init", "reward_scale", "reward_shift"), defaults):
         setattr(args, name, default if getattr(args, name) is None else getattr(args, name))
@@ -565,7 +568,7 @@ def read_args():
         print(f"{args.episodes} episodes of {saved['env_id']}, with the policy of step {saved['step']}")
         return args, saved, os.path.dirname(path) or ".", arm
     if args.real_robot:  # each reset is a person's work, and what is lost there cannot be done again
-        pours = args.env_id in ("PourCoffee", "PourCoffeeSim1", "kinova_real:PourCoffeeTwin")  # Table 2's row Real
+        pours = args.env_id in ("PourCoffee", "PourCoffeeSim1", "PourCoffeeTwin")  # Table 2's row Real
         if not pours or args.capture_video or args.eval_every:
             sys.exit("error: --real-robot is for --env-id PourCoffee, without --capture-video and --eval-every")
         args.initial_states, args.learning_starts = args.initial_states if saved else 1, min(args.learning_starts, 500)
@@ -682,6 +685,9 @@ def make_env(env_id, args, policy=None, **kwargs):
         full_id = f"{ENVIRONMENTS.get(env_id, ['benchmark_envs'])[0]}:{env_id}"
     if args.real_robot:
         full_id, kwargs = "kinova_real:KinovaPourCoffee", {"robot_ip": args.robot_ip}
+        knows_it = policy is None or policy["env_id"] == "PourCoffeeTwin" or policy.get("arm")
+        if not knows_it and not args.robot_ip.startswith("fake"):
+            raise gym.error.Error("this policy does not know how late the arm is: train one with --env-id PourCoffeeTwin")
     if args.capture_video:
         with one_line("--capture-video needs `pip install moviepy`"):
             import moviepy  # noqa: F401

@@ -83,7 +83,7 @@ METRICS = re.compile(
     r"meta/(epsilon|alpha|nu|nu_star|grad_.*)|values/.*|losses/entropy|gradients/.*"
 )
 EPISODES = {"tiny": 2}  # of the evaluation at the end; otherwise 40
-TWIN = "kinova_real:PourCoffeeTwin"  # Pour Coffee with noise, delay, and friction and fill that nobody knows
+TWIN = "PourCoffeeTwin"  # Pour Coffee with noise, delay, and friction and fill that nobody knows
 
 
 class Run(NamedTuple):

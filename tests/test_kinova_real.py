@@ -1146,6 +1146,21 @@ def test_bad_input(run_here, script, flags, words):
     assert_one_line(run_here(*flags, "--real-robot", "--robot-ip", "fake", script=script), *words)
 
 
+@pytest.mark.parametrize("script", [SCRIPT, ROOT / "sac_lag_baselines.py"])
+def test_what_was_learned_without_the_arms_latency_stays_off_it(tmp_path, run_here, script):
+    """But for a rehearsal; the twin's policies, and those that were learned on the arm, go on to its driver."""
+    import torch
+
+    learned = torch.load(ROOT / "experiments" / "policies" / "PourCoffee.pt", weights_only=True)
+    cases = ({}, "PourCoffeeTwin"), ({"env_id": "PourCoffeeTwin"}, "--teach"), ({"arm": "_10.0.0.9"}, "--teach")
+    for changed, words in cases:
+        torch.save({**learned, **changed}, tmp_path / "policy_1.pt")
+        result = run_here("--evaluate", tmp_path, "--real-robot", "--robot-ip", "10.0.0.9", script=script)
+        assert_one_line(result, words)
+    torch.save(learned, tmp_path / "policy_1.pt")
+    assert_one_line(run_here("--evaluate", tmp_path, "--real-robot", "--robot-ip", "fake", script=script), "--teach")
+
+
 def test_a_baseline_on_the_arm(tmp_path, arm):
     process = start(tmp_path, *TRAIN, *arm.flags, "--total-timesteps", 60, script=ROOT / "sac_lag_baselines.py")
     out, err = process.communicate()
