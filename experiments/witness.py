@@ -94,6 +94,8 @@ def main(
     seed: int = 1,
     total_timesteps: int = 50_000,
     reward_shift: float | None = None,  # None: the table's
+    gamma: float = 0.99,  # Stable-Baselines3's, as tau
+    tau: float = 0.005,
     folder: Path = Path(__file__).parent / "results" / "fig2_reduced",
 ):
     if env_id not in ENVIRONMENTS:
@@ -103,10 +105,12 @@ def main(
     shift = table_shift if reward_shift is None else reward_shift
     path = folder / f"{env_id}__sb3-sac__{seed}.csv"
     folder.mkdir(parents=True, exist_ok=True)
-    model = SAC("MlpPolicy", Shifted(gym.make(f"{module}:{env_id}", **training), shift), seed=seed, device="cpu")
+    env = Shifted(gym.make(f"{module}:{env_id}", **training), shift)
+    model = SAC("MlpPolicy", env, gamma=gamma, tau=tau, seed=seed, device="cpu")
     env = Shifted(gym.make(f"{module}:{env_id}"), shift)
     with open(path, "w", newline="") as file:
         command = f"--env-id {env_id} --seed {seed} --total-timesteps {total_timesteps} --reward-shift {shift:g}"
+        command += f" --gamma {gamma:g} --tau {tau:g}"
         file.write(f"# command: python experiments/witness.py {command}\n# commit: {sweep.commit()}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["suite", "env", "algo", "seed", "step", "metric", "value"])
