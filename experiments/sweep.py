@@ -67,7 +67,9 @@ GRID = {  # algorithm@epsilon_0,nu_0
 }
 CONTROL = {  # what explains the comparison
     "rcpo-unpenalised": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0",  # SAC without a constraint
-    "meta-sac-lag-unshifted": "meta_sac_lag.py --reward-shift 0",  # as the tasks' rewards are: a violation pays
+    # As the tasks' rewards are: a violation pays
+    "rcpo-unpenalised-unshifted": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0 --reward-shift 0",
+    "meta-sac-lag-unshifted": "meta_sac_lag.py --reward-shift 0",
     "sacv2-lag-unshifted": "sac_lag_baselines.py --algo sacv2-lag --reward-shift 0",
 }
 SUITES = {  # environments, algorithms, seeds
