@@ -27,8 +27,8 @@ LABELS = {  # in the order of the figures
     "rcpo-metasac": "RCPO-MetaSAC",
 }
 CONTROLS = {
-    "rcpo-unpenalised": "SACv2 without a constraint (RCPO-SACv2, ν = 0)",
-    "rcpo-unpenalised-unshifted": "the same, `--reward-shift 0`",
+    "rcpo-unpenalised": "SACv2 without a constraint",
+    "rcpo-unpenalised-unshifted": "SACv2 without a constraint, `--reward-shift 0`",
     "meta-sac-lag-unshifted": "Meta SAC-Lag (Eq. 14), `--reward-shift 0`",
     "sacv2-lag-unshifted": "SACv2-Lag, `--reward-shift 0`",
 }
