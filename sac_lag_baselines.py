@@ -665,9 +665,10 @@ def make_env(env_id, args, policy=None, **kwargs):
         full_id = f"{ENVIRONMENTS.get(env_id, ['benchmark_envs'])[0]}:{env_id}"
     if args.real_robot:
         full_id, kwargs = "kinova_real:KinovaPourCoffee", {"robot_ip": args.robot_ip}
-        knows_it = policy is None or policy["env_id"] == "PourCoffeeTwin" or policy.get("arm")
-        if not knows_it and not args.robot_ip.startswith("fake"):
-            raise gym.error.Error("this policy does not know how late the arm is: train one with --env-id PourCoffeeTwin")
+        learned_on = policy and (policy.get("arm") or policy["env_id"])  # "_fake" has no coffee, a simulation no latency
+        rehearsal, known = args.robot_ip.partition(":")[0] == "fake", "PourCoffeeTwin$|_(?!fake$)"
+        if learned_on and not rehearsal and not re.match(known, learned_on):
+            raise gym.error.Error("the policy is neither from the arm's twin nor from an arm: train one with --env-id PourCoffeeTwin")
     if args.capture_video:
         with one_line("--capture-video needs `pip install moviepy`"):
             import moviepy  # noqa: F401

@@ -1152,7 +1152,9 @@ def test_what_was_learned_without_the_arms_latency_stays_off_it(tmp_path, run_he
     import torch
 
     learned = torch.load(ROOT / "experiments" / "policies" / "PourCoffee.pt", weights_only=True)
-    cases = ({}, "PourCoffeeTwin"), ({"env_id": "PourCoffeeTwin"}, "--teach"), ({"arm": "_10.0.0.9"}, "--teach")
+    twin = {"env_id": "PourCoffeeTwin"}
+    cases = ({}, "train one"), ({"arm": "_fake"}, "train one"), ({**twin, "arm": "_fake"}, "train one"), (twin, "--teach")
+    cases = *cases, ({"arm": "_10.0.0.9"}, "--teach")
     for changed, words in cases:
         torch.save({**learned, **changed}, tmp_path / "policy_1.pt")
         result = run_here("--evaluate", tmp_path, "--real-robot", "--robot-ip", "10.0.0.9", script=script)
