@@ -668,7 +668,7 @@ def make_env(env_id, args, policy=None, **kwargs):
         learned_on = policy and (policy.get("arm") or policy["env_id"])  # _fake has no coffee, the others no latency
         rehearsal, known = args.robot_ip.partition(":")[0] == "fake", "PourCoffeeTwin$|_(?!fake$)"
         if learned_on and not rehearsal and not re.match(known, learned_on):
-            raise gym.error.Error("it was learned neither in the twin nor on an arm: train one with --env-id PourCoffeeTwin")
+            raise gym.error.Error("learned neither in the twin nor on an arm: train one with --env-id PourCoffeeTwin")
     if args.capture_video:
         with one_line("--capture-video needs `pip install moviepy`"):
             import moviepy  # noqa: F401
