@@ -1,6 +1,7 @@
 """experiments/witness.py and gif.py: Stable-Baselines3's SAC on our tasks, and a trained policy at its task."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -43,8 +44,14 @@ def test_a_gif_of_a_trained_policy(tmp_path):
 
     run_dir = train(tmp_path, "--env-id", "FrankaDrawerClose", *SHORT)
     command = [sys.executable, str(ROOT / "experiments" / "gif.py"), "--policy", str(run_dir / "policy_300.pt")]
-    gif = tmp_path / "a.gif"
-    result = subprocess.run([*command, "--output", str(gif), "--episodes", "1"], capture_output=True, text=True)
-    assert result.returncode == 0 and "episode 0, " in result.stdout, result.stderr
-    with Image.open(gif) as image:
-        assert image.width == 240 and image.n_frames >= 2
+    returns = []
+    for flags in ([], ["--failure"]):  # the best of three episodes, and the worst, or the first that violates
+        gif = tmp_path / f"a{len(flags)}.gif"
+        one = subprocess.run(
+            [*command, "--output", str(gif), "--episodes", "3", *flags], capture_output=True, text=True
+        )
+        assert one.returncode == 0, one.stderr
+        returns.append(float(re.search(r": episode \d, .*return (\S+),", one.stdout)[1]))
+        with Image.open(gif) as image:
+            assert image.width == 240 and image.n_frames >= 2
+    assert returns[0] > returns[1], returns
