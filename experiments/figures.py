@@ -34,6 +34,11 @@ CONTROLS = {
 }
 WITNESS = {"sb3-sac": "Stable-Baselines3's SAC, no constraint"}
 NAMES = {"random": "uniformly random", "nothing": "no motion", "script": "a script", **WITNESS, **LABELS, **CONTROLS}
+ENV_IDS = (  # in the order of the figures and tables
+    "PourCoffee", "PourCoffeeTwin", "PourCoffeeSim1", "PourCoffeeSim2", "PourCoffeeSim3", "PourCoffeeSim4",
+    "FrankaDrawerClose", "CarCircle2", "PushTopple", "EggManipulate", "HumanoidVelocity",
+)  # fmt: skip
+COLOURS = {algo: f"C{i}" for i, algo in enumerate((*LABELS, *WITNESS, *CONTROLS))}
 LAST = 0.2  # the share of a run that the table calls its end
 SETTINGS = {  # Table 2
     "PourCoffeeSim1": "#1: distance and roll; spill violates",
@@ -58,7 +63,7 @@ def read(folder):
     for of_seeds in runs.values():
         for seed, curves in of_seeds.items():
             of_seeds[seed] = {metric: np.array(sorted(points)) for metric, points in curves.items()}
-    return dict(sorted(runs.items()))
+    return dict(sorted(runs.items(), key=lambda item: ((*ENV_IDS, item[0][0]).index(item[0][0]), item[0])))
 
 
 def per_episode(curves, metric, last=None):
@@ -138,7 +143,7 @@ def figure_2(runs, path):
     fig, columns, axes = axes_of(5, runs)
     for (env_id, algo), of_seeds in sorted(runs.items(), key=lambda item: trained.index(item[0][1])):
         returned, success, total, rate, alpha = columns[env_id]
-        style = dict(color=f"C{trained.index(algo)}")
+        style = dict(color=COLOURS[algo])
         draw(returned, of_seeds, lambda c: per_episode(c, "charts/episodic_return"), NAMES[algo], **style)
         if "eval/success" in next(iter(of_seeds.values())):  # some have no goal to reach
             draw(success, of_seeds, lambda c: c["eval/success"].T, None, **style)
@@ -165,7 +170,7 @@ def figure_reliability(runs, path):
     fig, columns, _ = axes_of(1, runs)
     for (env_id, algo), of_seeds in runs.items():
         (ax,), (promised, got, states) = columns[env_id], reliability(of_seeds)
-        style = dict(color=f"C{len(ax.collections)}", label=NAMES.get(algo, algo))
+        style = dict(color=COLOURS.get(algo, f"C{len(ax.collections)}"), label=NAMES.get(algo, algo))
         ax.plot([0, 1], [0, 1], color="0.8", lw=1)
         ax.plot(promised, got, lw=1, **style | dict(label=None))
         ax.scatter(promised, got, s=200 * np.sqrt(states / sum(states)), alpha=0.6, **style)
@@ -353,8 +358,9 @@ def results_table(runs, measures=MEASURES):
         return [float(start) for start in algo.partition("@")[2].split(",") if start]
 
     lines = [f"| task | algorithm | seeds | {' | '.join(measures)} |", "|---" * (len(measures) + 3) + "|"]
-    order = list(NAMES)
-    for env_id, algo in sorted(runs, key=lambda pair: (pair[0], order.index(pair[1].split("@")[0]), starts(pair[1]))):
+    order, env_ids = list(NAMES), list(dict.fromkeys(env_id for env_id, _ in runs))
+    place = lambda pair: (env_ids.index(pair[0]), order.index(pair[1].split("@")[0]), starts(pair[1]))
+    for env_id, algo in sorted(runs, key=place):
         of_seeds = runs[env_id, algo]
         label = NAMES[algo.split("@")[0]] + ("; ε_0 = {:g}, ν_0 = {:g}".format(*starts(algo)) if "@" in algo else "")
         cells = [str(len(of_seeds)) * (algo not in ("random", "nothing", "script"))]
