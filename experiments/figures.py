@@ -378,9 +378,10 @@ def settles(curves):
 
 
 def both(runs, env_id, one, other, name):
-    """A measure of two algorithms' runs, of the seeds that both have: (2, seeds)"""
+    """A measure of two algorithms' runs, of the seeds that both have: (2, seeds). One seed tells nothing: (2, 0)"""
     of_one, of_other = (runs.get((env_id, algo), {}) for algo in (one, other))
     seeds = sorted(of_one.keys() & of_other.keys())
+    seeds *= len(seeds) > 1
     return np.array([[MEASURES[name](of_seeds[seed]) for seed in seeds] for of_seeds in (of_one, of_other)])
 
 

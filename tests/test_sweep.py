@@ -575,10 +575,12 @@ def test_only_seeds_that_both_have_are_compared(tmp_path, capsys):
     three = {
         ("Task", "meta-sac-lag"): runs(a=1, b=2, c=99), ("Task", "sacv2-lag"): runs(b=4, a=3, d=0),
         ("Other", "meta-sac-lag"): runs(a=1), ("Third", "sacv2-lag"): runs(a=1),
+        ("Once", "meta-sac-lag"): runs(a=1), ("Once", "sacv2-lag"): runs(a=3, b=4),  # one seed tells nothing
     }  # fmt: skip
     name = "violations, whole run"
     assert figures.both(three, "Task", "meta-sac-lag", "sacv2-lag", name).tolist() == [[1, 2], [3, 4]]
-    assert figures.both(three, "Other", "meta-sac-lag", "sacv2-lag", name).shape == (2, 0)
+    for none in ("Other", "Third", "Once"):
+        assert figures.both(three, none, "meta-sac-lag", "sacv2-lag", name).shape == (2, 0)
     assert figures.p_value(three, name, "meta-sac-lag", "sacv2-lag", 1) == pytest.approx(1 / 6)
     assert figures.p_value(three, name, "meta-sac-lag", "rcpo-sacv2", 1) == 1  # of nothing
 
