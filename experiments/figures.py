@@ -31,6 +31,7 @@ CONTROLS = {
     "rcpo-unpenalised-unshifted": "SACv2 without a constraint, `--reward-shift 0`",
     "meta-sac-lag-unshifted": "Meta SAC-Lag (Eq. 14), `--reward-shift 0`",
     "sacv2-lag-unshifted": "SACv2-Lag, `--reward-shift 0`",
+    "rcpo-sacv2-10": "RCPO-SACv2, ν_0 = 10",
     "meta-sac-lag-fixed-epsilon": "Meta SAC-Lag, `--epsilon-lr 0`",
 }
 WITNESS = {"sb3-sac": "Stable-Baselines3's SAC, no constraint"}

@@ -71,6 +71,7 @@ CONTROL = {  # what explains the comparison
     "rcpo-unpenalised-unshifted": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0 --reward-shift 0",
     "meta-sac-lag-unshifted": "meta_sac_lag.py --reward-shift 0",
     "sacv2-lag-unshifted": "sac_lag_baselines.py --algo sacv2-lag --reward-shift 0",
+    "rcpo-sacv2-10": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 10",  # Table 1's on FrankaDrawerClose
     "meta-sac-lag-fixed-epsilon": "meta_sac_lag.py --epsilon-lr 0",  # at 1: what is left is alpha's metagradient
 }
 SUITES = {  # environments, algorithms, seeds
@@ -419,7 +420,7 @@ def main(
         suite: fig2: the five algorithms on six environments; fig3: Pour Coffee's four reward and penalty settings, then
             the policies saved along training in the twin and on the simulated arm; robust: a grid of epsilon_0 and
             nu_0; control: rewards that are not shifted, RCPO with nu = 0, which is SAC without a constraint, and
-            epsilon fixed at 1; smoke: minutes
+            with 10, and epsilon fixed at 1; smoke: minutes
         protocol: full: the scripts' defaults; reduced: 50,000 steps, short: 25,000, with width and batch 128, tau
             0.05 and gamma_r 0.95, but for what OWN has; None: reduced, smoke: tiny
         env_ids: only these of the suite's environments

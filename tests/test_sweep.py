@@ -91,7 +91,7 @@ def test_the_plan():
     own = {"CarCircle2": ("0.99", ""), "PushTopple": ("0.95", "0.95")}
     assert last == {env_id: own.get(env_id, ("0.95", "")) for env_id in sweep.FIG2}
     assert len(sweep.plan("robust", "reduced")) == 18 and len(sweep.plan("fig3", "reduced")) == 12
-    assert len(sweep.plan("control", "reduced")) == 30
+    assert len(sweep.plan("control", "reduced")) == 36
     assert len(sweep.plan("fig2", "reduced", ("CarCircle2",) * 2, ("sacv2-lag",) * 2, (1, 2, 1))) == 2
     with pytest.raises(SystemExit, match="error: --env-ids Nothing: the suite fig2 has PourCoffee, "):
         sweep.plan("fig2", "reduced", env_ids=("Nothing",))
@@ -111,6 +111,7 @@ def test_each_name_is_its_algorithm():
         "rcpo-unpenalised-unshifted": ("sac_lag_baselines.py", "rcpo-sacv2", None, 0.0, 0.0, table1, 0.0),
         "meta-sac-lag-unshifted": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, 0.0),
         "sacv2-lag-unshifted": ("sac_lag_baselines.py", "sacv2-lag", None, table1, 3e-4, table1, 0.0),
+        "rcpo-sacv2-10": ("sac_lag_baselines.py", "rcpo-sacv2", None, 10.0, 3e-4, table1, table1),
         "meta-sac-lag-fixed-epsilon": ("meta_sac_lag.py", None, "linear", table1, 3e-4, 1.0, table1),
     }
     for epsilon, nu in itertools.product((0.1, 0.5, 1.0), (50, 500, 5000)):
