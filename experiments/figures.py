@@ -65,7 +65,14 @@ def read(folder):
     for of_seeds in runs.values():
         for seed, curves in of_seeds.items():
             of_seeds[seed] = {metric: np.array(sorted(points)) for metric, points in curves.items()}
-    return dict(sorted(runs.items(), key=lambda item: ((*ENV_IDS, item[0][0]).index(item[0][0]), item[0])))
+    return {pair: runs[pair] for pair in sorted(runs, key=place)}
+
+
+def place(pair):
+    """Where figures and tables have an environment and algorithm, with the grid's epsilon_0 and nu_0 after its name"""
+    env_id, (algo, _, starts) = pair[0], pair[1].partition("@")
+    at = (*ENV_IDS, env_id).index(env_id), env_id, (*NAMES, algo).index(algo), algo
+    return *at, [float(start) for start in starts.split(",") if start]
 
 
 def per_episode(curves, metric, last=None):
@@ -355,16 +362,10 @@ def spread(measure, of_seeds):
 def results_table(runs, measures=MEASURES):
     """Means over seeds, and in brackets the least and the greatest. The end of a run is its last fifth; last: the last
     point of its curve."""
-
-    def starts(algo):  # of a name in the grid: epsilon_0 and nu_0
-        return [float(start) for start in algo.partition("@")[2].split(",") if start]
-
     lines = [f"| task | algorithm | seeds | {' | '.join(measures)} |", "|---" * (len(measures) + 3) + "|"]
-    order, env_ids = list(NAMES), list(dict.fromkeys(env_id for env_id, _ in runs))
-    place = lambda pair: (env_ids.index(pair[0]), order.index(pair[1].split("@")[0]), starts(pair[1]))
     for env_id, algo in sorted(runs, key=place):
-        of_seeds = runs[env_id, algo]
-        label = NAMES[algo.split("@")[0]] + ("; ε_0 = {:g}, ν_0 = {:g}".format(*starts(algo)) if "@" in algo else "")
+        of_seeds, starts = runs[env_id, algo], place((env_id, algo))[-1]
+        label = NAMES[algo.split("@")[0]] + ("; ε_0 = {:g}, ν_0 = {:g}".format(*starts) if starts else "")
         cells = [str(len(of_seeds)) * (algo not in ("random", "nothing", "script"))]
         cells += [spread(measure, of_seeds) for measure in measures.values()]
         lines.append(f"| {env_id} | {label} | {' | '.join(cells)} |")

@@ -47,14 +47,13 @@ ALGOS = {
     "rcpo-sacv2": "sac_lag_baselines.py --algo rcpo-sacv2",
     "rcpo-metasac": "sac_lag_baselines.py --algo rcpo-metasac",
 }
+# Of few steps, so errors of Q have to go fast: they decay by 1/e in 1 / (tau (1 - gamma_r)) = 400 updates, with 0.99 in
+# 2,000. And one step sooner at the goal is a twentieth of Q, with 0.99 a hundredth (docs/tasks.md)
+FEW = "--hidden-size 128 --batch-size 128 --tau 0.05 --gamma-r 0.95 --learning-starts 4000 --eval-every 5000"
 PROTOCOLS = {
     "full": "",  # the scripts' defaults: a million steps, width and batch 256
-    # Few steps, so errors of Q have to go fast: they decay by 1/e in 1 / (tau (1 - gamma_r)) = 400 updates, with 0.99
-    # in 2,000. And one step sooner at the goal is a twentieth of Q, with 0.99 a hundredth (docs/tasks.md)
-    "reduced": "--total-timesteps 50000 --hidden-size 128 --batch-size 128 --tau 0.05 --gamma-r 0.95 "
-               "--learning-starts 4000 --eval-every 5000",
-    "short": "--total-timesteps 25000 --hidden-size 128 --batch-size 128 --tau 0.05 --gamma-r 0.95 "
-             "--learning-starts 4000 --eval-every 5000",  # Pour Coffee is learned by step 15,000
+    "reduced": f"--total-timesteps 50000 {FEW}",
+    "short": f"--total-timesteps 25000 {FEW}",  # Pour Coffee is learned by step 15,000
     "tiny": "--total-timesteps 1500 --hidden-size 32 --batch-size 32 --learning-starts 500 --initial-states 8 "
             "--checkpoint-every 500",
 }  # fmt: skip
@@ -71,7 +70,7 @@ CONTROL = {  # what explains the comparison
     "rcpo-unpenalised-unshifted": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 0 --nu-lr 0 --reward-shift 0",
     "meta-sac-lag-unshifted": "meta_sac_lag.py --reward-shift 0",
     "sacv2-lag-unshifted": "sac_lag_baselines.py --algo sacv2-lag --reward-shift 0",
-    "rcpo-sacv2-10": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 10",  # Table 1's on FrankaDrawerClose
+    "rcpo-sacv2-10": "sac_lag_baselines.py --algo rcpo-sacv2 --nu-init 10",  # Table 1's on the drawer; elsewhere ours
     "meta-sac-lag-fixed-epsilon": "meta_sac_lag.py --epsilon-lr 0",  # at 1: what is left is alpha's metagradient
 }
 SUITES = {  # environments, algorithms, seeds
